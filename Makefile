@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all that a newcomer needs; each creates .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# One BLAS thread per test worker: two workers with two threads each only fight over two cores.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+WORKERS ?= auto
+
+.PHONY: demo test test-slow lint notebook bench clean
+
+demo: $(STAMP)
+	$(RUN) -m recipes demo
+
+test: $(STAMP)
+	$(TEST_ENV) $(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+test-slow: $(STAMP)
+	$(TEST_ENV) $(RUN) -m pytest -m slow
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+bench: $(STAMP)
+	$(RUN) -m benchmarks.surgery
+
+$(STAMP): pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	    uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	    uv pip install --python $(RUN) --editable '.[dev]'; \
+	else \
+	    $(PYTHON) -m venv $(VENV) && \
+	    $(RUN) -m pip install --quiet --editable '.[dev]'; \
+	fi
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs
