@@ -1,0 +1,1 @@
+"""The paper's experiments as plain Python: methods, data, metrics, training, one configuration per table row."""
