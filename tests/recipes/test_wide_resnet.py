@@ -37,5 +37,5 @@ def test_stages_halve_the_image_twice_and_other_sizes_work() -> None:
 
 @pytest.mark.parametrize("kwargs", [{"depth": 27}, {"depth": 4}, {"width": 0}])
 def test_impossible_shapes_are_refused(kwargs) -> None:
-    with pytest.raises(ValueError, match="WRN: (depth|width)"):
+    with pytest.raises(ValueError, match=r"WRN: (depth|width)"):
         WRN(**kwargs)

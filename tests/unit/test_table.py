@@ -49,7 +49,7 @@ def test_table_without_rows_is_its_header() -> None:
 
 def test_html_escapes_everything_the_user_can_name() -> None:
     html = html_table(["<h>"], [["<b>&"]], caption="</caption><script>")
-    assert "<b>" not in html and "<script>" not in html and "<h>" not in html
+    assert not [tag for tag in ("<b>", "<script>", "<h>") if tag in html]
     table = ET.fromstring(html)
     assert [cell.text for cell in table.iter("td")] == ["<b>&"]
     assert [cell.text for cell in table.iter("th")] == ["<h>"]
@@ -58,7 +58,7 @@ def test_html_escapes_everything_the_user_can_name() -> None:
 
 def test_html_is_self_contained_and_readable_on_a_dark_page() -> None:
     html = html_table(["a"], [[1]])
-    assert "class=" not in html and "<style" not in html
+    assert not [part for part in ("class=", "<style", "<script") if part in html]
     cell = next(ET.fromstring(html).iter("td"))
     assert "text-align:right" in cell.attrib["style"]
     assert "color:#111;background:#fff" in cell.attrib["style"]
