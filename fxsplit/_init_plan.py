@@ -1,0 +1,160 @@
+"""Which rule draws which tensor of a head: decided while the first head is drawn, repeated for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fxsplit._init_rules import (
+    CONFIG_INIT,
+    RESET,
+    construct_from_config,
+    model_initialisers,
+    reset_of,
+    run_model_initialiser,
+    values_of,
+)
+from fxsplit._redraw import KEPT_CONSTANT, Draw, plan_redraw
+from fxsplit._replica import Replica, slots_of
+from fxsplit._statistics import is_constant, is_independent, same_distribution, sample
+
+META = "meta: holds no values"
+
+# Hundreds of tensors are tested per model. A model's own initialiser is trusted unless the evidence is overwhelming; a
+# layer's default one is easily replaced, because a permutation of the same values is at hand.
+_LEVEL_MODEL = 1e-7
+_LEVEL_LAYER = 1e-4
+
+
+class Planner:
+    """Draws heads of a model by the model's own initialisers where they apply, tensor by tensor where they don't.
+
+    Tensors are known by the id of the source's tensor, so that tied ones are drawn once.
+
+    Attributes:
+        rule: How each tensor was drawn in the latest head.
+    """
+
+    def __init__(self, source: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        self.rule: dict[int, str] = {}
+        self._source = source
+        self._tensors = {id(tensor): tensor for tensor in tensors.values()}
+        self._redraw: dict[int, Draw] = {}
+        self._prints: dict[int, list[Tensor]] = {}
+        for key, tensor in self._tensors.items():
+            if tensor.is_meta:
+                self._settle(key, META, lambda tensor: torch.empty_like(tensor.detach()))
+            elif tensor.numel() > 1 and tensor.is_floating_point() and is_constant(tensor):
+                self._settle(key, KEPT_CONSTANT, lambda tensor: tensor.detach().clone())
+        self._replica = Replica(source, tensors) if len(self._redraw) < len(self._tensors) else None
+        self._initialisers = model_initialisers(source)
+        self._resets = self._replica.owned() if self._replica else {}
+        self._untrained = _looks_untrained(source)
+        self._constructed: set[str] = set()
+
+    def draw(self) -> dict[int, Tensor]:
+        """Return the tensors of the next head."""
+        first = not self._prints
+        values: dict[int, Tensor] = {}
+        if self._replica is not None:
+            self._run_initialisers(values, first)
+            self._run_resets(values, first)
+        for key, tensor in self._tensors.items():
+            if key in values and self._repeats(key, values[key]):
+                del values[key]
+            if key not in values:
+                if key not in self._redraw:
+                    self._settle(key, *plan_redraw(tensor, isinstance(tensor, nn.Parameter)))
+                values[key] = self._redraw[key](tensor)
+        return values
+
+    def _settle(self, key: int, rule: str, draw: Draw) -> None:
+        self.rule[key] = rule
+        self._redraw[key] = draw
+
+    def _run_initialisers(self, values: dict[int, Tensor], first: bool) -> None:
+        assert self._replica is not None
+        useful = []
+        for path, rule in self._initialisers:
+            drawn = self._initialise(path, rule)
+            taken = self._take(drawn, values, rule, first)
+            if taken:
+                useful.append((path, rule))
+        self._initialisers = useful
+
+    def _initialise(self, path: str, rule: str) -> dict[int, Tensor]:
+        assert self._replica is not None
+        keys = [key for key in self._replica.below(path) if key not in self._redraw]
+        if not keys:
+            return {}
+        if path not in self._constructed:
+            self._replica.fill(path)
+            try:
+                run_model_initialiser(self._replica.module(path), rule)
+            except Exception:
+                if rule != CONFIG_INIT:
+                    return {}
+                self._constructed.add(path)
+            else:
+                return {key: self._replica.get(key) for key in keys}
+        part = self._source.get_submodule(path)
+        wanted = {slot.path: tensor for slot, tensor in slots_of(part) if id(tensor) in keys}
+        made = values_of(construct_from_config(part), wanted, f"{type(part).__name__}(config)")
+        return {id(wanted[name]): value for name, value in made.items()}
+
+    def _run_resets(self, values: dict[int, Tensor], first: bool) -> None:
+        assert self._replica is not None
+        useful = {}
+        for path, keys in self._resets.items():
+            open_keys = [key for key in keys if key not in values and key not in self._redraw]
+            reset = reset_of(self._replica.module(path))
+            if not open_keys or reset is None:
+                continue
+            self._replica.fill(path)
+            try:
+                reset()
+            except Exception:
+                continue
+            if self._take({key: self._replica.get(key) for key in open_keys}, values, RESET, first):
+                useful[path] = keys
+        self._resets = useful
+
+    def _take(self, drawn: dict[int, Tensor], values: dict[int, Tensor], rule: str, first: bool) -> bool:
+        """Add the draws that belong to ``rule`` to ``values``; the first head decides which these are."""
+        taken = False
+        for key, value in drawn.items():
+            if (first and self._accepts(key, value, rule)) or (not first and self.rule.get(key) == rule):
+                self.rule[key] = rule
+                values[key] = value
+                taken = True
+        return taken
+
+    def _accepts(self, key: int, value: Tensor, rule: str) -> bool:
+        source = self._tensors[key]
+        if value.shape != source.shape or value.is_meta:
+            return False
+        if not isinstance(source, nn.Parameter) or not source.is_floating_point() or is_constant(value):
+            return not torch.equal(source.detach(), value)
+        if not is_independent(source, value):
+            return False
+        if rule == RESET:
+            return same_distribution(source, value, _LEVEL_LAYER)
+        return not self._untrained or same_distribution(source, value, _LEVEL_MODEL)
+
+    def _repeats(self, key: int, value: Tensor) -> bool:
+        """Whether an initialiser drew the same numbers for an earlier head (a generator of its own, seeded alike)."""
+        if is_constant(value) or not isinstance(self._tensors[key], nn.Parameter):
+            self._prints.setdefault(key, [])
+            return False
+        mine, earlier = sample(value, 64), self._prints.setdefault(key, [])
+        repeated = any(torch.equal(mine, other) for other in earlier)
+        earlier.append(mine)
+        return repeated
+
+
+def _looks_untrained(model: nn.Module) -> bool:
+    """Whether most vectors (biases, norm weights) are constant: they start so almost everywhere and never stay so."""
+    vectors = [p for p in model.parameters() if p.dim() == 1 and p.numel() > 1 and not p.is_meta]
+    return bool(vectors) and sum(map(is_constant, vectors)) > len(vectors) / 2

@@ -1,0 +1,115 @@
+"""A new draw of one tensor when no initialiser of the model can give it: only the tensor's own values are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fxsplit._statistics import has_uneven_rows, is_constant, is_orthogonal, is_structured
+
+KEPT_CONSTANT = "kept: constant"
+KEPT_STRUCTURED = "kept: structured"
+PERMUTED = "permuted"
+NORMAL_FIT = "normal fit"
+ORTHOGONAL = "orthogonal"
+
+Draw = Callable[[Tensor], Tensor]
+
+_CHUNK = 16  # elements of float32 in one cache line: what is moved together costs one memory access
+_LARGE = 1 << 18
+
+
+def plan_redraw(source: Tensor, is_parameter: bool) -> tuple[str, Draw]:
+    """Return the rule for one tensor and the function that draws it.
+
+    Args:
+        source: The tensor of the user's model.
+        is_parameter: Buffers hold statistics and tables more often than draws: they are kept.
+    """
+    if source.numel() == 1:
+        if not source.is_floating_point() or not is_parameter or _is_round_number(float(source.detach())):
+            return KEPT_CONSTANT, _clone
+        return "NOT redrawn: a single value, which may be a constant as well as a draw", _clone
+    if is_constant(source):
+        return KEPT_CONSTANT, _clone
+    if not source.is_floating_point():
+        return KEPT_STRUCTURED, _clone
+    if is_structured(source, is_parameter and source.requires_grad):
+        return KEPT_STRUCTURED, _clone
+    if not is_parameter:
+        return "NOT redrawn: a buffer whose meaning is not known", _clone
+    if not bool(torch.isfinite(source.detach()).all()):
+        return "NOT redrawn: holds infinite or NaN values", _clone
+    if source.numel() < 16:
+        return NORMAL_FIT, _normal_fit
+    if is_orthogonal(source):
+        return ORTHOGONAL, _orthogonal
+    return PERMUTED, _permute_within_rows if has_uneven_rows(source) else permute
+
+
+def permute(source: Tensor) -> Tensor:
+    """Return the values of ``source`` in a new random order; rows of zeros (padding) stay where they are."""
+    flat = source.detach().flatten(1) if source.dim() >= 2 else source.detach()
+    if flat.dim() == 2:
+        filled = (flat != 0).any(dim=1)
+        if not bool(filled.all()):
+            out = torch.zeros_like(flat)
+            out[filled] = _shuffle(flat[filled].reshape(-1)).view(-1, flat.shape[1])
+            return _like(source, out)
+    return _like(source, _shuffle(flat.reshape(-1)))
+
+
+def _shuffle(flat: Tensor) -> Tensor:
+    n = flat.numel()
+    if n < _LARGE:
+        return flat[torch.randperm(n, device=flat.device)]
+    # A uniform permutation of a large tensor is one cache miss per element. For independent values any permutation
+    # chosen without looking at them is as good, as long as heads don't line up: short chunks go anywhere, at an
+    # offset that differs between heads.
+    body = n - n % _CHUNK
+    order = torch.randperm(body // _CHUNK, device=flat.device)
+    out = torch.empty_like(flat)
+    torch.index_select(flat[:body].view(-1, _CHUNK), 0, order, out=out[:body].view(-1, _CHUNK))
+    out[body:] = flat[body:]
+    return out.roll(int(torch.randint(1, n, ())))
+
+
+def _permute_within_rows(source: Tensor) -> Tensor:
+    rows = source.detach().flatten(1)
+    order = torch.rand(rows.shape, device=rows.device).argsort(dim=1)
+    return _like(source, rows.gather(1, order))
+
+
+def _normal_fit(source: Tensor) -> Tensor:
+    values = source.detach().double()
+    mean, std = float(values.mean()), float(values.std())
+    # A mean within two standard errors of zero is taken for zero: most initialisers are centred.
+    centre = mean if abs(mean) > 2 * std / math.sqrt(values.numel()) else 0.0
+    return torch.empty_like(source.detach()).normal_(centre, std)
+
+
+def _orthogonal(source: Tensor) -> Tensor:
+    matrix = source.detach().flatten(1)
+    vector = matrix[0] if matrix.shape[0] <= matrix.shape[1] else matrix[:, 0]
+    drawn = torch.empty(matrix.shape, dtype=torch.float32, device=source.device)
+    nn.init.orthogonal_(drawn, gain=float(vector.double().norm()))
+    return _like(source, drawn)
+
+
+def _clone(source: Tensor) -> Tensor:
+    return source.detach().clone()
+
+
+def _like(source: Tensor, values: Tensor) -> Tensor:
+    """Return ``values`` with the shape, dtype and memory layout of ``source``."""
+    shaped = values.view(source.shape).to(source.dtype)
+    return shaped if source.is_contiguous() else torch.empty_like(source.detach()).copy_(shaped)
+
+
+def _is_round_number(value: float) -> bool:
+    """Whether a person could have written the value: few decimal digits, or the logarithm of such a number."""
+    candidates = [value, math.exp(value) if abs(value) < 20 else value]
+    return any(abs(c - float(f"{c:.3g}")) <= 1e-6 * max(abs(c), 1e-30) for c in candidates)
