@@ -1,0 +1,194 @@
+"""Densities per layer: uniform, Erdos-Renyi with and without kernel, and exact counts from them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+
+from sparsity._errors import AllocationError, listed, near_matches
+from sparsity._select import matches
+
+Shapes = Mapping[str, tuple[int, ...]]
+Densities = Mapping[str, float]
+Allocation = str | Densities | Callable[[Shapes, float], Densities]
+
+
+def uniform(shapes: Shapes, density: float) -> dict[str, float]:
+    """Give every layer the same density."""
+    return dict.fromkeys(shapes, density)
+
+
+def er(shapes: Shapes, density: float) -> dict[str, float]:
+    """Erdos-Renyi densities, proportional to (n_out + n_in) / (n_out n_in) (Mocanu et al. 2018, eq. 1).
+
+    The kernel of a convolution is ignored. Layers that would exceed density 1 are dense, and the others share the
+    rest in the same proportions.
+    """
+    return _proportional(shapes, density, lambda shape: sum(shape[:2]) / math.prod(shape[:2]))
+
+
+def erk(shapes: Shapes, density: float) -> dict[str, float]:
+    """Erdos-Renyi-Kernel densities, proportional to sum(shape) / prod(shape) (Evci et al. 2020, sec. 3).
+
+    For a linear layer this is (n_out + n_in) / (n_out n_in), for a convolution
+    (n_out + n_in + k_h + k_w) / (n_out n_in k_h k_w), in terms of the weight's own shape, so a grouped convolution
+    counts the inputs of one group. Layers that would exceed density 1 are dense, and the others share the rest in
+    the same proportions.
+
+    Example:
+        >>> erk({"a": (2, 2), "b": (10, 10)}, density=24 / 104)
+        {'a': 1.0, 'b': 0.2}
+    """
+    return _proportional(shapes, density, lambda shape: sum(shape) / math.prod(shape))
+
+
+NAMED: dict[str, Callable[[Shapes, float], Densities]] = {"erk": erk, "er": er, "uniform": uniform}
+
+
+def check_sparsity(sparsity: float) -> float:
+    """Return ``sparsity`` as a float.
+
+    Raises:
+        AllocationError: It is not a number in [0, 1).
+    """
+    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
+        raise AllocationError(
+            f"sparsity is the share of weights that are zero, a number in [0, 1), got {sparsity!r} "
+            f"of type {type(sparsity).__name__}."
+        )
+    if not 0 <= sparsity < 1:  # also catches NaN
+        hint = " A percentage has to be divided by 100." if 1 < sparsity <= 100 else ""
+        raise AllocationError(f"sparsity is the share of weights that are zero, in [0, 1), got {sparsity!r}.{hint}")
+    return float(sparsity)
+
+
+def allocate(shapes: Shapes, sparsity: float, allocation: Allocation = "erk") -> dict[str, int]:
+    """Return the number of nonzeros of each layer; they add up to round((1 - sparsity) * total size) exactly.
+
+    Args:
+        shapes: Shape of each weight by path, not empty.
+        sparsity: Share of zeros over all weights together, in [0, 1).
+        allocation: ``'erk'``, ``'er'``, ``'uniform'``; a dict of densities by path (or glob), the weights that it
+            leaves out sharing the rest by ERK; or a callable ``(shapes, density) -> {path: density}``.
+
+    Raises:
+        AllocationError: The sparsity or the allocation is invalid, or they contradict each other.
+
+    Example:
+        >>> allocate({"a": (4, 10), "b": (10, 10)}, sparsity=0.9, allocation="uniform")
+        {'a': 4, 'b': 10}
+    """
+    density = 1 - check_sparsity(sparsity)
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    total = round(density * sum(sizes.values()))
+    if total < len(sizes):
+        raise AllocationError(
+            f"sparsity {sparsity} leaves {total} of {sum(sizes.values())} weights, but each of the {len(sizes)} layers "
+            f"needs at least one. Use a sparsity of at most {1 - len(sizes) / sum(sizes.values()):.6f}."
+        )
+    quotas = {path: share * sizes[path] for path, share in _densities(shapes, sizes, total, allocation).items()}
+    return _whole(quotas, sizes, total)
+
+
+def _densities(shapes: Shapes, sizes: Mapping[str, int], total: int, allocation: Allocation) -> Densities:
+    density = total / sum(sizes.values())
+    if isinstance(allocation, str):
+        if allocation not in NAMED:
+            raise AllocationError(
+                f"Unknown allocation {allocation!r}; known are {listed(NAMED)}, a dict of densities by path, or a "
+                f"callable.{near_matches(allocation, NAMED)}"
+            )
+        return NAMED[allocation](shapes, density)
+    if callable(allocation):
+        result = allocation(shapes, density)
+        if not isinstance(result, Mapping) or set(result) != set(shapes):
+            raise AllocationError(
+                "The allocation callable has to return a dict with the density of each of the weights "
+                f"{listed(shapes)}, got {listed(result) if isinstance(result, Mapping) else repr(result)}."
+            )
+        given = {path: _checked_density(path, result[path]) for path in shapes}
+    elif isinstance(allocation, Mapping):
+        given = _resolve(shapes, allocation)
+    else:
+        raise AllocationError(
+            f"allocation is one of {listed(NAMED)}, a dict of densities by path, or a callable, "
+            f"got {allocation!r} of type {type(allocation).__name__}."
+        )
+    return _fill(shapes, sizes, total, given)
+
+
+def _resolve(shapes: Shapes, allocation: Densities) -> dict[str, float]:
+    """Expand the user's paths and globs to one density per weight."""
+    given: dict[str, float] = {}
+    for pattern, density in allocation.items():
+        hits = [path for path in shapes if matches(str(pattern), path)]
+        if not hits:
+            raise AllocationError(
+                f"The allocation names {pattern!r}, but no masked weight has this path or lies in a module of this "
+                f"path.{near_matches(str(pattern), shapes)}"
+            )
+        twice = [path for path in hits if path in given]
+        if twice:
+            raise AllocationError(f"The allocation gives {twice[0]!r} a density twice, the second time by {pattern!r}.")
+        given.update(dict.fromkeys(hits, _checked_density(str(pattern), density)))
+    return given
+
+
+def _checked_density(path: str, density: float) -> float:
+    if isinstance(density, bool) or not isinstance(density, numbers.Real) or not 0 < density <= 1:
+        raise AllocationError(f"The density of {path!r} is the share of weights it keeps, in (0, 1], got {density!r}.")
+    return float(density)
+
+
+def _fill(shapes: Shapes, sizes: Mapping[str, int], total: int, given: Densities) -> dict[str, float]:
+    """Let the weights without a given density share the rest by ERK, so that ``total`` is met."""
+    fixed = sum(density * sizes[path] for path, density in given.items())
+    rest = {path: shape for path, shape in shapes.items() if path not in given}
+    room = sum(sizes[path] for path in rest)
+    if not rest and abs(fixed - total) > 1:
+        raise AllocationError(
+            f"These densities amount to {fixed:.0f} of {sum(sizes.values())} weights, a sparsity of "
+            f"{1 - fixed / sum(sizes.values()):.6f}, but {total} were asked for. Pass that sparsity, or leave out the "
+            "layers that should share the rest."
+        )
+    if rest and not len(rest) <= total - fixed <= room:
+        raise AllocationError(
+            f"The given densities take {fixed:.0f} of {total} nonzeros; the other {len(rest)} layers would have to "
+            f"hold {total - fixed:.0f}, but can hold {len(rest)} to {room}. Change the densities or the sparsity."
+        )
+    return {**given, **(erk(rest, (total - fixed) / room) if rest else {})}
+
+
+def _proportional(shapes: Shapes, density: float, score: Callable[[tuple[int, ...]], float]) -> dict[str, float]:
+    """Densities min(1, scale * score) with the one scale that meets ``density`` over all layers.
+
+    A larger scale saturates layers in the order of their scores, so saturating the layers found so far and solving
+    for the scale of the rest again only ever adds layers, and stops at the solution.
+    """
+    scores = {path: score(tuple(shape)) for path, shape in shapes.items()}
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    budget = density * sum(sizes.values())
+    open_ = sorted(shapes, key=scores.__getitem__)
+    scale = math.inf
+    while open_:
+        scale = budget / sum(scores[path] * sizes[path] for path in open_)
+        saturated = [path for path in open_ if scale * scores[path] >= 1]
+        if not saturated:
+            break
+        budget -= sum(sizes[path] for path in saturated)
+        open_ = [path for path in open_ if scale * scores[path] < 1]
+    shared = set(open_)
+    return {path: scale * scores[path] if path in shared else 1.0 for path in shapes}
+
+
+def _whole(quotas: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """Round quotas to counts in [1, size] that add up to ``total``, by largest remainder."""
+    counts = {path: min(max(math.floor(quota), 1), sizes[path]) for path, quota in quotas.items()}
+    while (missing := total - sum(counts.values())) != 0:
+        step = 1 if missing > 0 else -1
+        movable = [path for path in counts if 1 <= counts[path] + step <= sizes[path]]
+        movable.sort(key=lambda path: step * (counts[path] - quotas[path]))
+        for path in movable[: abs(missing)]:
+            counts[path] += step
+    return counts

@@ -1,0 +1,43 @@
+"""Exceptions and warnings of sparsity: each says what, where, got and expected, and how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SparsityError(Exception):
+    """Base class of every error that sparsity raises on purpose."""
+
+
+class AllocationError(SparsityError, ValueError):
+    """The requested sparsity or its distribution over the layers cannot be met."""
+
+
+class MaskError(SparsityError, ValueError):
+    """The model cannot carry the requested masks, or does not carry the masks that a call needs."""
+
+
+class EngineError(SparsityError, ValueError):
+    """An engine cannot be attached to this model and optimizer, or cannot go on."""
+
+
+class SparsityWarning(UserWarning):
+    """Base class of sparsity's warnings."""
+
+
+class NoEffectWarning(SparsityWarning):
+    """A call changed nothing."""
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'a' or 'b'?"`` for the known names closest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """Return the names quoted and comma-separated, at most ``limit`` of them followed by a count of the rest."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(repr, names[:limit])) + rest

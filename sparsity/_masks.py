@@ -1,0 +1,186 @@
+"""Masks as parametrizations, and the view of all masks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparsity._errors import near_matches
+from sparsity._gradient import PassMasked
+from sparsity._report import LayerDensity, masks_html, masks_text
+from sparsity._select import join, maskable
+
+
+class Mask(nn.Module):
+    """The parametrization of one weight: a bool buffer ``mask``, True where the weight is active.
+
+    The stored weight is zero where the mask is False, so the forward pass uses it as it is, and only gradients are
+    masked.
+
+    Args:
+        mask: Bool tensor of the weight's shape.
+        nonzeros: Number of True in ``mask``; on the meta device, where it can't be counted, the number to come.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, nonzeros: int) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self._planned = nonzeros
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return ``weight`` unchanged, with a masked gradient."""
+        return PassMasked.apply(weight, self.mask) if torch.is_grad_enabled() else weight  # pyright: ignore
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return what is stored when ``weight`` is assigned: zero where masked."""
+        return torch.where(self.mask, weight, 0)
+
+    def extra_repr(self) -> str:
+        """Return the shape for ``print(model)``."""
+        return f"shape={tuple(self.mask.shape)}"
+
+
+@dataclass(frozen=True)
+class MaskedWeight:
+    """A parameter with its mask."""
+
+    parameter: nn.Parameter
+    holder: Mask
+
+
+class Masks(Mapping[str, Tensor]):
+    """The masks of a model, by the name that each weight had before it got a mask.
+
+    A mapping from path to bool tensor, True where the weight is active. The tensors are those that the model uses, and
+    all counts are taken from them when asked for, so the object stays up to date while an engine rewires the model.
+
+    Attributes:
+        weights: Parameter and mask by path.
+        tied: Other names of masked weights, with the path their mask is listed under.
+        left: Linear, convolution and attention weights without a mask, with the reason why.
+    """
+
+    def __init__(self, weights: Mapping[str, MaskedWeight], tied: Mapping[str, str], left: Mapping[str, str]) -> None:
+        self.weights = dict(weights)
+        self.tied = dict(tied)
+        self.left = dict(left)
+
+    def __getitem__(self, path: str) -> Tensor:
+        found = self.weights.get(self.tied.get(path, path))
+        if found is None:
+            reason = f" It is dense: {self.left[path]}." if path in self.left else ""
+            raise KeyError(f"No mask for {path!r}.{reason}{near_matches(path, self.weights)}")
+        return found.holder.mask
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    @property
+    def layers(self) -> tuple[LayerDensity, ...]:
+        """Shape, nonzeros and density of each masked weight."""
+        counts = self._counts()
+        return tuple(
+            LayerDensity(path, tuple(weight.holder.mask.shape), counts[path]) for path, weight in self.weights.items()
+        )
+
+    @property
+    def total(self) -> int:
+        """Number of weights that have a mask, active or not."""
+        return sum(mask.numel() for mask in self.values())
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of active weights."""
+        return sum(self._counts().values())
+
+    @property
+    def density(self) -> float:
+        """Share of active weights; 1.0 without any mask."""
+        return self.nonzeros / self.total if self.weights else 1.0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros, 1 - density."""
+        return 1 - self.density
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero the masked weights, after weights were edited by hand (an attached engine does so after every step)."""
+        for weight in self.weights.values():
+            weight.parameter.masked_fill_(~weight.holder.mask, 0)
+
+    def _counts(self) -> dict[str, int]:
+        # One transfer for all layers instead of one for each.
+        holders = {path: weight.holder for path, weight in self.weights.items()}
+        real = [path for path, holder in holders.items() if not holder.mask.is_meta]
+        device = holders[real[0]].mask.device if real else None
+        sums = torch.stack([holders[path].mask.sum().to(device) for path in real]).tolist() if real else []
+        counts = {path: holder._planned for path, holder in holders.items()}
+        return {**counts, **dict(zip(real, sums, strict=True))}
+
+    def __str__(self) -> str:
+        return masks_text(self.layers, self.left)
+
+    def __repr__(self) -> str:
+        return f"<Masks of {len(self)} weights, sparsity {self.sparsity:.4f}>"
+
+    def _repr_html_(self) -> str:
+        return masks_html(self.layers, self.left)
+
+
+def masks_of(model: nn.Module) -> Masks:
+    """Find the masks of a model that was sparsified, also in a deep copy or a part of one; empty if there are none.
+
+    Example:
+        >>> net = nn.Linear(8, 4)
+        >>> _ = sparsify(net, 0.5)
+        >>> list(masks_of(net))
+        ['weight']
+    """
+    weights: dict[str, MaskedWeight] = {}
+    tied: dict[str, str] = {}
+    paths: dict[Mask, str] = {}
+    for path, module, name in masked_sites(unwrap(model)):
+        chain: Any = module.parametrizations[name]  # pyright: ignore
+        holder = next(each for each in chain if isinstance(each, Mask))
+        if holder in paths:
+            tied[path] = paths[holder]
+        else:
+            paths[holder] = path
+            weights[path] = MaskedWeight(chain.original, holder)
+    if not weights:
+        return Masks({}, {}, {})
+    selection = maskable(unwrap(model))
+    left = {path: reason for path, reason in selection.left.items() if path not in weights and path not in tied}
+    left.update({candidate.path: "skipped on request" for candidate in selection.chosen})
+    return Masks(weights, tied, left)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's module inside the wrappers of torch.compile and DistributedDataParallel."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model._modules.get("_orig_mod"), nn.Module):
+            model = model._modules["_orig_mod"]  # pyright: ignore
+        else:
+            return model
+
+
+def masked_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield path, module and name of every weight with a mask, a tied weight once for each of its modules."""
+    for prefix, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for name, chain in module.parametrizations.items():  # pyright: ignore
+                if any(isinstance(each, Mask) for each in chain):
+                    yield join(prefix, name), module, name
