@@ -1,7 +1,7 @@
 """Random small architectures for the property tests.
 
-A draw is a :class:`ConvCase` or a :class:`TokenCase`: a frozen dataclass whose repr can be pasted back into Python, which builds
-the model and its inputs, and which knows BY CONSTRUCTION where the model may be cut and which parameters a
+A draw is a :class:`ConvCase` or a :class:`TokenCase`: a frozen dataclass whose repr can be pasted back into Python. It
+builds the model and its inputs, and knows BY CONSTRUCTION where the model may be cut and which parameters a
 head then owns. Nothing here imports the code under test.
 """
 
@@ -49,11 +49,17 @@ class Case:
         """First parts of the names of all parameters that are used no later than in the module at ``path``."""
         raise NotImplementedError
 
-    def build(self, seed: int = 0) -> nn.Module:
-        """The model, drawn from ``seed``, in eval mode, its parameters perturbed so that no two are equal."""
+    def fresh(self, seed: int = 0) -> nn.Module:
+        """The model as its constructor draws it from ``seed``, in eval mode."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = self.network().eval()
+            return self.network().eval()
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """The model as if it had been trained: no parameter or buffer is constant."""
+        model = self.fresh(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
             with torch.no_grad():
                 for value in [*model.parameters(), *model.buffers()]:
                     if value.is_floating_point():
