@@ -22,9 +22,8 @@ class Canvas:
 
     def rect(self, x: float, y: float, width: float, height: float, fill: str, stroke: str = "none") -> None:
         """A rectangle with slightly rounded corners, in pixels."""
-        self.elements.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:.6g}" height="{height:g}" rx="3" fill="{fill}" stroke="{stroke}"/>'
-        )
+        place = f'x="{x:g}" y="{y:g}" width="{width:.6g}" height="{height:g}"'
+        self.elements.append(f'<rect {place} rx="3" fill="{fill}" stroke="{stroke}"/>')
 
     def text(
         self, x: float, y: float, content: str, size: float = 11, room: float = 1e9, color: str = "#111",
