@@ -1,0 +1,46 @@
+"""How a call seen by a torch function mode is written as a graph node, and what kind of call it is."""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from typing import Any
+
+import torch
+
+_READS = frozenset(
+    "__bool__ __int__ __float__ __complex__ __index__ __contains__ __format__ __array__ __nonzero__ "
+    "item tolist numpy equal allclose is_nonzero".split()
+)
+_RANDOM = frozenset(
+    "rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ multinomial normal normal_ "
+    "uniform_ random_ poisson exponential_ cauchy_ geometric_ log_normal_".split()
+)
+
+
+def as_node(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, Any]:
+    """Return ``(op, target, (args, kwargs))`` for a call of ``func``."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return "call_function", builtins.getattr, ((args[0], func.__self__.__name__), {})
+    if getattr(torch.Tensor, name, None) is func:
+        function = getattr(operator, name, None) if name.startswith("__") else None
+        if function is not None and not kwargs:
+            return "call_function", function, (args, kwargs)
+        return "call_method", name, (args, kwargs)
+    return "call_function", func, (args, kwargs)
+
+
+def reads_data(func: Any) -> bool:
+    """Whether the call hands tensor data to Python."""
+    return getattr(func, "__name__", "") in _READS
+
+
+def is_random(func: Any) -> bool:
+    """Whether the call draws random numbers that Python could branch on."""
+    return getattr(func, "__name__", "") in _RANDOM
+
+
+def replaces_data(func: Any) -> bool:
+    """Whether the call assigns ``tensor.data``, which no graph can express."""
+    return getattr(func, "__name__", "") == "__set__" and func.__self__.__name__ == "data"

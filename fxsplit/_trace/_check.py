@@ -1,0 +1,75 @@
+"""Refuses models that cannot be traced, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils import parametrize
+
+from fxsplit._errors import TraceError, near_matches
+from fxsplit._trace._model import TracedModel
+
+_RESERVED = ("graph", "code", "meta", *(name for name in vars(TracedModel) if not name.startswith("_")))
+
+
+def check_model(model: Any) -> nn.Module:
+    """Return ``model`` if it can be recorded.
+
+    Raises:
+        TraceError: it is no module, or of a kind that cannot be recorded.
+    """
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"expected a torch.nn.Module, got {kind}. Wrap the computation in a module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(f"{kind} is a ScriptModule, whose Python code is gone. Pass the model before torch.jit.script.")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise TraceError("the model was wrapped by torch.compile. Trace the original and compile the result.")
+    if isinstance(model, fx.GraphModule):
+        raise TraceError(f"{kind} is already a traced or split model (a GraphModule). Pass the original model.")
+    _check_parts(model)
+    return model
+
+
+def _check_parts(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        where = f"module {path!r} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(f"{where} is a ScriptModule. Replace it by its Python module.")
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            raise TraceError(f"{where} was wrapped by torch.compile. Use the module inside it, and compile the result.")
+        if parametrize.is_parametrized(module):
+            raise TraceError(
+                f"{where} is parametrized. Call torch.nn.utils.parametrize.remove_parametrizations on it first; masks "
+                "belong on the split model."
+            )
+        for name in module._modules if not path else ():
+            if name in _RESERVED:
+                raise TraceError(f"the model has a submodule {name!r}, a name that traced models use. Rename it.")
+    devices: dict[torch.device, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise TraceError(f"{name!r} is not initialised yet (a lazy module). Run the model once before tracing it.")
+        devices.setdefault(tensor.device, name)
+    if len(devices) > 1:
+        found = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
+        raise TraceError(f"the model lives on several devices ({found}). Move it to one with model.to(device).")
+
+
+def check_leaves(model: nn.Module, leaf: Sequence[str]) -> frozenset[str]:
+    """Return the paths in ``leaf``.
+
+    Raises:
+        TraceError: a path is not one of the model's modules.
+    """
+    if isinstance(leaf, str):
+        raise TraceError(f"leaf takes a sequence of paths, got the string {leaf!r}. Write leaf=[{leaf!r}].")
+    paths = {path for path, _ in model.named_modules() if path}
+    for path in leaf:
+        if path not in paths:
+            raise TraceError(f"leaf names {path!r}, which is no module of the model.{near_matches(str(path), paths)}")
+    return frozenset(leaf)

@@ -1,0 +1,38 @@
+"""Finds the records that the result depends on, counting writes into memory that is read later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fxsplit._trace._records import Record, refs_in
+
+
+def live_records(records: Sequence[Record], values: Sequence[Any], output: Any, stateful: set[int]) -> list[bool]:
+    """Mark what is needed for ``output`` or for the model's state.
+
+    ``values[i]`` are the merged arguments of record i. A write is needed when its memory belongs to a live value or to
+    the model (a buffer); torch.fx's own elimination drops such writes.
+    """
+    live = [False] * len(records)
+    memory: set[int] = set()
+    for index, record in enumerate(records):
+        if record.op == "placeholder" or index in stateful:
+            live[index] = True
+        if record.op == "get_attr" and record.storage is not None:
+            memory.add(record.storage)
+    for ref in refs_in(output):
+        live[ref.index] = True
+    for index in reversed(range(len(records))):
+        record = records[index]
+        live[index] = live[index] or any(storage in memory for storage in record.mutates)
+        if not live[index]:
+            continue
+        if record.storage is not None:
+            memory.add(record.storage)
+        for ref in refs_in(values[index]):
+            live[ref.index] = True
+            storage = records[ref.index].storage
+            if storage is not None:
+                memory.add(storage)
+    return live

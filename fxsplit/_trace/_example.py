@@ -1,0 +1,123 @@
+"""Infers a small example for models of timm, torchvision and transformers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxsplit._errors import TraceError
+from fxsplit._trace._inputs import Argument, Example
+
+_BATCH = 2
+_LENGTH = 8
+_TARGET_LENGTH = 6
+_IMAGE = 224
+_FIRST_TOKEN = 3
+
+
+def infer_example(model: nn.Module) -> Example:
+    """Make inputs for ``model`` from its configuration.
+
+    Raises:
+        TraceError: the model comes from none of the known libraries; the message shows what to pass.
+    """
+    library = next((name for name in _mro_libraries(model) if name in _MAKERS), None)
+    if library is not None:
+        example = _MAKERS[library](model)
+        if example is not None:
+            return example
+    raise TraceError(
+        f"no example can be inferred for {type(model).__name__}{inspect.signature(model.forward)}. Pass what you would "
+        "call the model with: trace(model, x), trace(model, (x, y)), trace(model, {'x': x}) or trace(model, ((x,), "
+        "{'y': y})), for instance trace(model, torch.randn(2, 3, 224, 224))."
+    )
+
+
+def complete(model: nn.Module, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
+    """Switch off the key-value cache of transformers models: a graph cannot hand out cache objects."""
+    wants_cache = getattr(getattr(model, "config", None), "use_cache", False) is True
+    takes_it = "use_cache" in inspect.signature(model.forward).parameters
+    if not wants_cache or not takes_it or any(argument.name == "use_cache" for argument in arguments):
+        return arguments
+    return (*arguments, Argument("use_cache", False, keyword=True))
+
+
+def _mro_libraries(model: nn.Module) -> list[str]:
+    return [cls.__module__.partition(".")[0] for cls in type(model).__mro__]
+
+
+def _like(model: nn.Module) -> dict[str, Any]:
+    """Device and floating type of the model's parameters."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
+
+
+def _image(model: nn.Module, channels: int, size: tuple[int, int]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_BATCH, channels, *size, generator=generator).to(**_like(model))
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, (list, tuple)):
+        return int(size[-2]), int(size[-1])
+    return int(size), int(size)
+
+
+def _timm(model: nn.Module) -> Example | None:
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    channels, *size = config.get("input_size", (3, _IMAGE, _IMAGE))
+    # A model built with another img_size or in_chans than its configuration says so in its embedding.
+    embedding = getattr(model, "patch_embed", None)
+    own_size = getattr(embedding, "img_size", None)
+    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = getattr(model, "in_chans", None) or (conv.in_channels * 1 if conv is not None else channels)
+    return (_image(model, int(channels), _pair(own_size or size)),), {}
+
+
+def _torchvision(model: nn.Module) -> Example | None:
+    conv = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
+    if not isinstance(conv, nn.Conv2d) or "detection" in type(model).__module__:
+        return None
+    return (_image(model, conv.in_channels, _pair(getattr(model, "image_size", _IMAGE))),), {}
+
+
+def _transformers(model: nn.Module) -> Example | None:
+    config: Any = getattr(model, "config", None)
+    names = inspect.signature(model.forward).parameters
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values":
+        size, channels = getattr(config, "image_size", _IMAGE), getattr(config, "num_channels", 3)
+        return (), {"pixel_values": _image(model, channels, _pair(size))}
+    if main != "input_ids":
+        return None
+    text = getattr(config, "text_config", config)
+    device = _like(model).get("device")
+    limit = getattr(text, "max_position_embeddings", None) or _LENGTH
+    example = {"input_ids": _tokens(text, min(_LENGTH, limit), device)}
+    if "attention_mask" in names:
+        example["attention_mask"] = torch.ones_like(example["input_ids"])
+        if not example["attention_mask"].is_meta:
+            example["attention_mask"][0, -2:] = 0
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
+        example["decoder_input_ids"] = _tokens(text, min(_TARGET_LENGTH, limit), device)
+    return (), example
+
+
+def _tokens(config: Any, length: int, device: torch.device | None) -> torch.Tensor:
+    vocabulary = int(getattr(config, "vocab_size", 2))
+    generator = torch.Generator().manual_seed(0)
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    ordinary = [token for token in range(min(_FIRST_TOKEN, vocabulary - 1), vocabulary) if token not in special]
+    choice = torch.randint(len(ordinary), (_BATCH, length), generator=generator)
+    return torch.tensor(ordinary)[choice].to(device)
+
+
+_MAKERS: dict[str, Callable[[nn.Module], Example | None]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "transformers": _transformers,
+}

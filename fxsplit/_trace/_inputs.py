@@ -1,0 +1,183 @@
+"""Binds an example to the model's forward and derives the same inputs at other sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxsplit._errors import TraceError
+from fxsplit._trace._align import BATCH, Sizes
+from fxsplit._trace._objects import has_tensors, is_plain
+
+MASK_SUFFIX = "attention_mask"
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_example(example: Any) -> Example:
+    """Normalise what the user passed to ``(args, kwargs)``.
+
+    A tensor is one argument, a dict is keyword arguments, a ``(tuple, dict)`` pair is both, another tuple is arguments.
+    """
+    if isinstance(example, tuple):
+        if len(example) == 2 and isinstance(example[0], tuple) and isinstance(example[1], dict):
+            return example[0], dict(example[1])
+        return example, {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example,), {}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of forward: its name and whether it is passed by keyword."""
+
+    name: str
+    value: Any
+    keyword: bool
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it becomes a placeholder of the graph."""
+        return has_tensors(self.value)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The example bound to forward's parameters, in signature order, and the sizes that can be varied.
+
+    ``dims`` maps the position of a tensor (counted over all tensors of the example) to its symbolic dimensions.
+    """
+
+    arguments: tuple[Argument, ...]
+    sizes: Sizes
+    dims: dict[int, dict[int, str]]
+
+    def make(self, sizes: Sizes) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+        """Fresh ``(args, kwargs, inputs by name)`` with every symbolic dimension cut or tiled to ``sizes``."""
+        count = iter(range(len(self.dims) + 1_000_000))
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
+        for argument in self.arguments:
+
+            def resize(tensor: torch.Tensor, name: str = argument.name) -> torch.Tensor:
+                dims = self.dims.get(next(count), {})
+                return _pad_one_row(name, _resized(tensor, {dim: sizes[symbol] for dim, symbol in dims.items()}))
+
+            value = map_tensors(argument.value, resize) if argument.is_input else argument.value
+            if argument.is_input:
+                inputs[argument.name] = value
+            if argument.keyword:
+                kwargs[argument.name] = value
+            else:
+                args.append(value)
+        return tuple(args), kwargs, inputs
+
+
+def bind(model: nn.Module, example: Example) -> tuple[Argument, ...]:
+    """Name the example's values by forward's parameters.
+
+    Raises:
+        TraceError: forward does not take these arguments.
+    """
+    args, kwargs = example
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TraceError(
+            f"the example does not fit {type(model).__name__}.forward{signature}: {error}. Pass a tensor, a tuple of "
+            "arguments, a dict of keyword arguments, or (args, kwargs)."
+        ) from error
+    found: list[Argument] = []
+    variadic = False
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            variadic = True
+            found += [Argument(f"{name}_{n}", item, keyword=False) for n, item in enumerate(value)]
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            found += [Argument(key, item, keyword=True) for key, item in value.items()]
+        else:
+            positional = kind is inspect.Parameter.POSITIONAL_ONLY or (not variadic and name not in kwargs)
+            found.append(Argument(name, value, keyword=not positional))
+    if not any(argument.is_input for argument in found):
+        raise TraceError(f"the example for {type(model).__name__} holds no tensor, so there is nothing to record.")
+    return tuple(found)
+
+
+def symbolic(arguments: tuple[Argument, ...], skip_vectors: bool = False) -> Inputs:
+    """Find the batch dimension: dim 0 of every tensor that has as many rows as the first one.
+
+    ``skip_vectors`` leaves one-dimensional tensors alone: a tensor [T] with T equal to the batch size has no batch.
+    """
+    tensors = [tensor for argument in arguments for tensor in iterate_tensors(argument.value)]
+    batch = next((tensor.shape[0] for tensor in tensors if tensor.ndim > 0), 0)
+    if batch == 0:
+        return fixed(arguments)
+    dims = {
+        position: {0: BATCH}
+        for position, tensor in enumerate(tensors)
+        if tensor.ndim > int(skip_vectors) and tensor.shape[0] == batch
+    }
+    return Inputs(arguments, {BATCH: batch}, dims)
+
+
+def fixed(arguments: tuple[Argument, ...]) -> Inputs:
+    """The example as it is, without symbolic dimensions."""
+    return Inputs(arguments, {}, {})
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of nested containers with every tensor replaced."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if is_plain(value) or not has_tensors(value):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = [map_tensors(item, function) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # type: ignore[call-arg]
+    if isinstance(value, dict) and not dataclasses.is_dataclass(value):
+        return type(value)([(key, map_tensors(item, function)) for key, item in value.items()])
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return type(value)(**{key: map_tensors(item, function) for key, item in fields.items()})
+    raise TraceError(
+        f"an example argument of type {type(value).__name__} holds tensors but is no list, tuple, dict or dataclass; "
+        "pass the tensors in one of these."
+    )
+
+
+def iterate_tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a value in the order in which ``map_tensors`` visits them."""
+    found: list[torch.Tensor] = []
+
+    def collect(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, collect)
+    return iter(found)
+
+
+def _resized(tensor: torch.Tensor, sizes: dict[int, int]) -> torch.Tensor:
+    out = tensor.detach()
+    for dim, size in sizes.items():
+        have = out.shape[dim]
+        index = torch.arange(size, device=out.device) % have
+        out = out.narrow(dim, 0, size) if size <= have else out.index_select(dim, index)
+    return out.clone().requires_grad_(tensor.requires_grad)
+
+
+def _pad_one_row(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Hide the last token of the first row of an all-ones mask: models skip masking altogether when nothing is hidden."""
+    maskable = name.endswith(MASK_SUFFIX) and tensor.ndim == 2 and tensor.shape[1] > 1
+    if maskable and not tensor.is_floating_point() and not tensor.is_meta and bool(tensor.all()):
+        tensor[0, -1] = 0
+    return tensor

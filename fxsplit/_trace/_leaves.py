@@ -1,0 +1,67 @@
+"""Which modules stay whole (leaves), and which are too large to be made leaves in silence."""
+
+from __future__ import annotations
+
+from torch import nn
+
+_CONTAINERS = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+_LEAF_CLASSES = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+)
+_LARGE_SHARE = 0.5
+_LARGE_SHARE_OF_BLOCKS = 0.05
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether the default rules keep ``module`` whole.
+
+    Leaves are modules of torch.nn that are not containers, subclasses of linear, convolution, norm and embedding
+    layers, modules without children, and modules that own parameters while their children own none.
+    """
+    if isinstance(module, _CONTAINERS):
+        return False
+    if type(module).__module__.startswith("torch.nn.") or isinstance(module, _LEAF_CLASSES):
+        return True
+    if not any(True for _ in module.children()):
+        return True
+    owns = any(True for _ in module.parameters(recurse=False))
+    return owns and not any(True for child in module.children() for _ in child.parameters())
+
+
+def is_large(root: nn.Module, path: str) -> bool:
+    """Whether making the module at ``path`` a leaf would hide too much of the model to cut it sensibly."""
+    if not path:
+        return True
+    module = root.get_submodule(path)
+    total = _count(root)
+    share = _count(module) / total if total else 0.0
+    return share > _LARGE_SHARE or (share > _LARGE_SHARE_OF_BLOCKS and _holds_blocks(module))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Whether a list inside ``module`` repeats one composite class: a stage, rather than a block."""
+    for part in module.modules():
+        if isinstance(part, (nn.ModuleList, nn.Sequential)):
+            blocks = [type(child) for child in part if not is_leaf(child)]
+            if len(blocks) > len(set(blocks)):
+                return True
+    return False

@@ -1,0 +1,65 @@
+"""The traced model: a torch.fx GraphModule that knows where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from fxsplit._trace._inputs import Example
+from fxsplit._trace._report import TraceReport
+
+META_KEY = "fxsplit"
+
+
+@dataclass
+class Provenance:
+    """Report, source model and example; one object shared by all copies of a traced model."""
+
+    report: TraceReport
+    source: nn.Module
+    example: Example
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Provenance:
+        return self
+
+
+class TracedModel(fx.GraphModule):
+    """A flat graph of a model whose submodules keep their original paths.
+
+    The submodules and parameters are the model's own, as in torch.fx: training one trains the other. Copy with
+    ``copy.deepcopy``.
+    """
+
+    @property
+    def report(self) -> TraceReport:
+        """What the trace assumed."""
+        return self.meta[META_KEY].report
+
+    @property
+    def source(self) -> nn.Module:
+        """The model that was traced."""
+        return self.meta[META_KEY].source
+
+    @property
+    def example(self) -> Example:
+        """``(args, kwargs)`` that was traced, as given or inferred."""
+        return self.meta[META_KEY].example
+
+
+class ModeSwitch(nn.Module):
+    """Returns one constant in train mode and another in eval mode."""
+
+    def __init__(self, train: Any, evaluation: Any) -> None:
+        super().__init__()
+        self.in_train = train
+        self.in_eval = evaluation
+
+    def forward(self) -> Any:
+        """The value for the current mode."""
+        return self.in_train if self.training else self.in_eval
+
+    def extra_repr(self) -> str:
+        """Show both values."""
+        return f"train={self.in_train!r}, eval={self.in_eval!r}"

@@ -1,0 +1,131 @@
+"""Leaves a model, its modes and the random number generators as they were."""
+
+from __future__ import annotations
+
+import collections
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxsplit._trace._records import storage_id
+
+_COPIED = (dict, list, set, collections.OrderedDict)
+
+
+class Snapshot:
+    """The state of every module: attributes, registries, modes, buffer values and, once written, parameter values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._attributes = [dict(module.__dict__) for module in self._modules]
+        self._buffers = [dict(module._buffers) for module in self._modules]
+        self._containers = [
+            (value, value.copy())
+            for attributes in self._attributes
+            for value in attributes.values()
+            if type(value) in _COPIED
+        ]
+        self._values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._parameters: dict[int | None, torch.Tensor] = {}
+        for buffer in model.buffers():
+            self._keep(buffer)
+        for parameter in model.parameters():
+            if not parameter.is_meta:
+                self._parameters.setdefault(storage_id(parameter), parameter.detach())
+        self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+
+    def _keep(self, tensor: torch.Tensor) -> None:
+        if not tensor.is_meta and id(tensor) not in self._values:
+            self._values[id(tensor)] = (tensor, tensor.detach().clone())
+
+    def before_write(self, tensor: torch.Tensor) -> None:
+        """Copy a parameter's values the first time something is about to write into its memory."""
+        if self._parameters and not tensor.is_meta:
+            parameter = self._parameters.pop(storage_id(tensor), None)
+            if parameter is not None:
+                self._keep(parameter)
+
+    def changed_buffers(self) -> Iterator[nn.Module]:
+        """Modules whose registered buffers are other tensors than they were."""
+        for module, before in zip(self._modules, self._buffers, strict=True):
+            now = module._buffers
+            if now.keys() != before.keys() or any(now[name] is not before[name] for name in before):
+                yield module
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, attributes in zip(self._modules, self._attributes, strict=True):
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+        for container, before in self._containers:
+            if isinstance(container, list):
+                container[:] = before
+            else:
+                container.clear()
+                container.update(before)
+        with torch.no_grad():
+            for tensor, value in self._values.values():
+                tensor.data.copy_(value)
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+
+
+class _WriteWatch(TorchDispatchMode):
+    """Tells a snapshot about every tensor that an operator is about to write."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self._snapshot = snapshot
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        schema = getattr(func, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
+            for argument in schema.arguments:
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    value = given.get(argument.name)
+                    for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                        if isinstance(tensor, torch.Tensor):
+                            self._snapshot.before_write(tensor)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[Snapshot]:
+    """Restore ``model`` and all random number generators on exit, also after an exception."""
+    snapshot = Snapshot(model)
+    with random_state_kept():
+        try:
+            with _WriteWatch(snapshot):
+                yield snapshot
+        finally:
+            snapshot.restore()
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Give torch, numpy and random their generator states back on exit."""
+    python, array = random.getstate(), numpy.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(array)
+
+
+def seed_everything(seed: int) -> None:
+    """Start torch, numpy and random from the same seed, so that runs draw the same numbers."""
+    torch.manual_seed(seed)
+    numpy.random.seed(seed)
+    random.seed(seed)
