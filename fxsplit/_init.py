@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ def _generate(
 
 
 def _from_factory(source: nn.Module, tensors: dict[str, Tensor], factory: Factory) -> Callable[[int], HeadDraw]:
-    previous: list[dict[str, Tensor]] = []
+    previous: list[dict[str, np.ndarray]] = []
 
     def draw(head: int) -> HeadDraw:
         model = factory()
@@ -91,7 +92,7 @@ def _from_factory(source: nn.Module, tensors: dict[str, Tensor], factory: Factor
         rule = {path: META if value.is_meta else FACTORY for path, value in values.items()}
         prints = {path: sample(value, 64) for path, value in values.items() if not value.is_meta}
         for path, mine in prints.items():
-            repeated = any(torch.equal(mine, other[path]) for other in previous)
+            repeated = any(np.array_equal(mine, other[path]) for other in previous)
             if repeated and plan_redraw(tensors[path], isinstance(tensors[path], nn.Parameter))[0] == PERMUTED:
                 raise SplitError(
                     f"factory drew the same '{path}' for two heads: it must return a new, unseeded, untrained model "

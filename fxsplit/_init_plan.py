@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +43,8 @@ class Planner:
         self._source = source
         self._tensors = {id(tensor): tensor for tensor in tensors.values()}
         self._redraw: dict[int, Draw] = {}
-        self._prints: dict[int, list[Tensor]] = {}
+        self._samples: dict[int, np.ndarray] = {}
+        self._prints: dict[int, list[np.ndarray]] = {}
         for key, tensor in self._tensors.items():
             if tensor.is_meta:
                 self._settle(key, META, lambda tensor: torch.empty_like(tensor.detach()))
@@ -137,11 +139,14 @@ class Planner:
             return False
         if not isinstance(source, nn.Parameter) or not source.is_floating_point() or is_constant(value):
             return not torch.equal(source.detach(), value)
-        if not is_independent(source, value):
+        if key not in self._samples:
+            self._samples[key] = sample(source)
+        old, new = self._samples[key], sample(value)
+        if not is_independent(old, new):
             return False
         if rule == RESET:
-            return same_distribution(source, value, _LEVEL_LAYER)
-        return not self._untrained or same_distribution(source, value, _LEVEL_MODEL)
+            return same_distribution(old, new, _LEVEL_LAYER)
+        return not self._untrained or same_distribution(old, new, _LEVEL_MODEL)
 
     def _repeats(self, key: int, value: Tensor) -> bool:
         """Whether an initialiser drew the same numbers for an earlier head (a generator of its own, seeded alike)."""
@@ -149,7 +154,7 @@ class Planner:
             self._prints.setdefault(key, [])
             return False
         mine, earlier = sample(value, 64), self._prints.setdefault(key, [])
-        repeated = any(torch.equal(mine, other) for other in earlier)
+        repeated = any(np.array_equal(mine, other) for other in earlier)
         earlier.append(mine)
         return repeated
 
