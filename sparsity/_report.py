@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,3 +89,34 @@ def _row(cells: tuple[str, str, str, str], density: float) -> str:
     )
     cells_html = "".join(f"<td style='{_CELL}'>{number}</td>" for number in numbers)
     return f"<tr><td style='{_NAME}'>{name}</td>{cells_html}<td style='{_NAME}'>{bar}</td></tr>"
+
+
+@dataclass(frozen=True)
+class Rewiring:
+    """What one update did.
+
+    Attributes:
+        step: Optimizer step, counted from 0, at whose start it happened.
+        fraction: Share of active weights that it was asked to replace.
+        dropped: Number of weights dropped, by path.
+        grown: Number of weights grown, by path; the same numbers.
+    """
+
+    step: int
+    fraction: float
+    dropped: dict[str, int]
+    grown: dict[str, int]
+
+    @property
+    def components(self) -> dict[str, int]:
+        """Number of weights replaced in ``trunk`` and each of ``heads.<i>``; ``model`` for weights outside of them."""
+        totals: dict[str, int] = {}
+        for path, count in self.grown.items():
+            component = re.match(r"trunk(?=\.)|heads\.\d+(?=\.)", path)
+            name = component.group() if component else "model"
+            totals[name] = totals.get(name, 0) + count
+        return totals
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name}: {count}" for name, count in self.components.items())
+        return f"step {self.step}: replaced {sum(self.grown.values())} weights, fraction {self.fraction:.4f} ({parts})"

@@ -106,7 +106,7 @@ def maskable(model: nn.Module) -> Selection:
             foreign = [site for site in owners[id(weight)] if site.name not in weight_names(site.module)]
             if foreign:
                 left[path] = f"tied to {foreign[0].path!r} of {type(foreign[0].module).__name__}, which takes no mask"
-            elif weight.ndim < 2 or not weight.is_floating_point():
+            elif weight.ndim < 2 or weight.numel() == 0 or not weight.is_floating_point():
                 left[path] = f"not a floating-point matrix (shape {tuple(weight.shape)}, {weight.dtype})"
             else:
                 chosen.setdefault(id(weight), Candidate(weight, tuple(owners[id(weight)])))

@@ -13,7 +13,7 @@ from sparsity._allocation import Allocation, allocate, check_sparsity
 from sparsity._errors import MaskError, NoEffectWarning, listed
 from sparsity._masks import Mask, Masks, masked_sites, masks_of, unwrap
 from sparsity._seed import seeded
-from sparsity._select import Candidate, Skip, select
+from sparsity._select import Candidate, Skip, select, weight_names
 
 
 def sparsify(
@@ -116,7 +116,16 @@ def fold(model: nn.Module) -> nn.Module:
     masks.apply()
     for _, module, name in sites:
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        _weights_first(module)
     return model
+
+
+def _weights_first(module: nn.Module) -> None:
+    """Undo the change of order that comes with registering a parameter again, for code that zips parameters."""
+    parameters = module._parameters
+    weights = [name for name in weight_names(module) if name in parameters]
+    for name in [*weights, *(name for name in list(parameters) if name not in weights)]:
+        parameters[name] = parameters.pop(name)
 
 
 def _attach(candidate: Candidate, nonzeros: int, seed: int) -> None:

@@ -1,0 +1,88 @@
+"""May an engine be attached here: one engine for each mask, on an optimizer that holds the weights."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import distributed
+from torch.optim import Optimizer
+
+from sparsity._errors import EngineError, listed
+from sparsity._masks import Mask, MaskedWeight
+
+
+class Attached(Protocol):
+    """What is remembered of an engine."""
+
+    step: int
+
+    @property
+    def attached(self) -> bool:
+        """Whether it still runs."""
+        ...
+
+
+# Beside the masks and not in them, so that a deep copy of a model has no engine.
+_owners: weakref.WeakKeyDictionary[Mask, weakref.ref[Attached]] = weakref.WeakKeyDictionary()
+
+
+def claim(engine: Attached, weights: Mapping[str, MaskedWeight]) -> None:
+    """Remember that ``engine`` keeps the masks of ``weights``."""
+    for weight in weights.values():
+        _owners[weight.holder] = weakref.ref(engine)
+
+
+def release(weights: Mapping[str, MaskedWeight]) -> None:
+    """Forget who keeps the masks of ``weights``."""
+    for weight in weights.values():
+        _owners.pop(weight.holder, None)
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """Return the optimizer inside wrappers such as accelerate's, whose own hooks its step does not run.
+
+    Raises:
+        EngineError: It is not an optimizer.
+    """
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise EngineError(f"Expected a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+    return optimizer
+
+
+def check(weights: Mapping[str, MaskedWeight], optimizer: Optimizer) -> None:
+    """Check that there are masks, that ``optimizer`` holds their weights, and that no engine keeps them already.
+
+    Raises:
+        EngineError: One of these is not so.
+    """
+    if not weights:
+        raise EngineError("The model has no masks. Call sparsity.sparsify(model, sparsity) first.")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [
+        path for path, each in weights.items() if each.parameter.requires_grad and id(each.parameter) not in held
+    ]
+    if missing:
+        raise EngineError(
+            f"The optimizer does not hold {listed(missing)}. Make it from the parameters of this model, or attach the "
+            "engine to the part of the model that it trains."
+        )
+    if _running(weights):
+        gc.collect()  # its optimizer may be gone, but lie in a reference cycle with a scheduler
+    running = _running(weights)
+    if running:
+        raise EngineError(f"Another engine keeps these masks, at step {running[0].step}. Call its detach() first.")
+
+
+def processes() -> int:
+    """Return the number of processes that train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _running(weights: Mapping[str, MaskedWeight]) -> list[Attached]:
+    owners = [_owners[each.holder]() for each in weights.values() if each.holder in _owners]
+    return [owner for owner in owners if owner is not None and owner.attached]

@@ -1,0 +1,42 @@
+"""How the share of weights that an update replaces changes over training: plain functions of the step."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+
+from sparsity._errors import EngineError
+
+Schedule = Callable[[int], float]
+
+
+def constant(fraction: float) -> Schedule:
+    """Return a schedule that always gives ``fraction``."""
+    return lambda step: fraction
+
+
+def cosine(fraction: float, until: int) -> Schedule:
+    """Return f(t) = fraction / 2 (1 + cos(pi t / until)), zero from ``until`` on (Evci et al. 2020, sec. 3).
+
+    Example:
+        >>> [round(cosine(0.3, until=100)(step), 3) for step in (0, 50, 100)]
+        [0.3, 0.15, 0.0]
+    """
+    return lambda step: fraction / 2 * (1 + math.cos(math.pi * step / until)) if step < until else 0.0
+
+
+def schedule(fraction: float | Schedule, until: int | None) -> Schedule:
+    """Return ``fraction`` as a schedule: itself if callable, else cosine to ``until``, or constant without an end.
+
+    Raises:
+        EngineError: ``fraction`` is neither a number in (0, 1] nor a callable.
+    """
+    if callable(fraction):
+        return fraction
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 < fraction <= 1:
+        raise EngineError(
+            "fraction is the share of active weights that the first update replaces, a number in (0, 1] or a function "
+            f"of the step, got {fraction!r}."
+        )
+    return constant(float(fraction)) if until is None else cosine(float(fraction), until)
