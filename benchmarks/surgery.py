@@ -78,11 +78,11 @@ def measure_time(case: Case, init: str, repeat: int) -> dict[str, float]:
     part = head_part(model, operate(model, case.split, init))
     clock = Stopwatch()
     for _ in range(repeat):
-        clock("deepcopy", copy_parts, part)
-        clock("total", operate, model, case.split, init)
-        graph = clock("trace", fxsplit.trace, model)
-        net = clock("split", fxsplit.split, graph, case.split, heads=HEADS, init=init)
-        clock("sparsify", sparsity.sparsify, net, SPARSITY)
+        clock.measure("deepcopy", copy_parts, part)
+        clock.measure("total", operate, model, case.split, init)
+        graph = clock.measure("trace", fxsplit.trace, model)
+        net = clock.measure("split", fxsplit.split, graph, case.split, heads=HEADS, init=init)
+        clock.measure("sparsify", sparsity.sparsify, net, SPARSITY)
         del graph, net
     return {name: statistics.median(values) for name, values in clock.seconds.items()}
 
@@ -93,7 +93,8 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
-    def __call__(self, name: str, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def measure(self, name: str, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call ``action`` and return its result."""
         gc.collect()
         start = time.perf_counter()
         result = action(*args, **kwargs)
@@ -175,9 +176,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.child:
         child(*options.child, options.repeat)
         return
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, medians of {options.repeat}"
-    )
+    machine = f"{torch.get_num_threads()} threads, {platform.machine()}"
+    print(f"torch {torch.__version__}, {machine}, medians of {options.repeat}")
     for name in options.case or CASES:
         for init in ("fresh", "copy"):
             print(report(name, init, options.repeat), flush=True)

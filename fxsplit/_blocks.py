@@ -51,10 +51,11 @@ def _outside(nodes: Sequence[fx.Node]) -> list[Group]:
 
 
 def _label(nodes: Sequence[fx.Node]) -> str:
-    """``'conv1 ... maxpool'``: the first and last module of a stretch, seen from where their paths part."""
+    """``'conv1 ... maxpool'``: the first and last module of a stretch, up to where their paths part."""
     paths = [path.split(".") for node in nodes if (path := node.meta.get("path"))]
     if not paths:
         return nodes[0].name if len(nodes) == 1 else f"{nodes[0].name} ... {nodes[-1].name}"
-    depth = next((i for i, names in enumerate(zip(*paths, strict=False)) if len(set(names)) > 1), min(map(len, paths)))
-    first, last = (".".join(path[: depth + 1]) for path in (paths[0], paths[-1]))
-    return first if first == last else f"{first} ... {last}"
+    first, last = paths[0], paths[-1]
+    shared = next((i for i, names in enumerate(zip(*paths, strict=False)) if len(set(names)) > 1), min(map(len, paths)))
+    start, end = ".".join(first[: shared + 1]), ".".join(last[shared : shared + 1])
+    return start if first[: shared + 1] == last[: shared + 1] else f"{start} ... {end or last[-1]}"
