@@ -230,6 +230,13 @@ def split_cases(draw: st.DrawFn, **bounds: Any) -> tuple[Case, str]:
     return case, draw(st.sampled_from(case.legal))
 
 
+KINDS: tuple[Case, ...] = (
+    *(ConvCase(blocks=("gated", kind, "gated")) for kind in conv.BLOCKS),
+    *(TokenCase(blocks=("mlp", kind, "mlp"), mask=True, rotary=True) for kind in token.BLOCKS),
+)
+"""Every kind of block between two plain ones: what the few quick draws may not reach."""
+
+
 def call(function: Callable[..., Any], example: Any) -> Any:
     """Call ``function`` as the example says: positional inputs for a tuple, keywords for a dict."""
     return function(**example) if isinstance(example, dict) else function(*example)

@@ -109,19 +109,25 @@ class Reused(nn.Module):
         return x
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: draws only in train mode, and then overwrites what it drew."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device) + 0.75
+        return x.div(0.75) * keep.floor_()
+
+
 class Dropped(nn.Module):
-    """Dropout as a module, as a function, and stochastic depth written by hand."""
+    """Dropout as a module and as a function, and stochastic depth."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv, self.drop = conv(width, width), nn.Dropout2d(0.25)
+        self.conv, self.drop, self.path = conv(width, width), nn.Dropout2d(0.25), DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.dropout(self.conv(self.drop(x)), p=0.25, training=self.training)
-        if self.training:
-            keep = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device) + 0.75
-            out = out.div(0.75) * keep.floor_()
-        return x + out
+        return x + self.path(F.dropout(self.conv(self.drop(x)), p=0.25, training=self.training))
 
 
 class InplaceEntry(nn.Module):

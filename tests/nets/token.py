@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.nets.conv import DropPath
+
 WIDTH = 8
 HEADS = 2
 LENGTH = 5
@@ -116,13 +118,14 @@ class Mixer(Block):
 
 
 class PostNorm(Mlp):
-    """The norm comes last, the residual sum is in place, and stochastic depth is written by hand."""
+    """The norm comes last, the residual sum is in place, with stochastic depth before it."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.path = DropPath()
 
     def forward(self, x: Tensor, bias: Tensor | None = None, rotary: Rotary = None) -> Tensor:
-        update = self.inner(x, bias, rotary)
-        if self.training:
-            keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(0.8)
-            update = update * keep / 0.8
+        update = self.path(self.inner(x, bias, rotary))
         update += x
         return self.norm(update)
 
