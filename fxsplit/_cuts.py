@@ -1,0 +1,170 @@
+"""Cuts: the places where a traced model can be split into a trunk and heads, and what crosses there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxsplit._flow import BEFORE
+from fxsplit._graph import is_tensor
+from fxsplit._survey import Survey
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One tensor that passes a cut.
+
+    Attributes:
+        name: Node that makes it.
+        path: Innermost module that makes it, ``''`` for the model itself or one of its inputs.
+        shape: Its shape at the batch size of the recording.
+        dtype: Its data type.
+        main: Whether it is the main tensor; the others are side inputs, handed to every head.
+    """
+
+    name: str
+    path: str
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype | None
+    main: bool
+
+    def __str__(self) -> str:
+        shape = "?" if self.shape is None else "x".join(map(str, self.shape)) or "scalar"
+        return f"{self.name} [{shape}]"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A boundary between trunk and heads: the end of the module ``path``.
+
+    Attributes:
+        path: The last module of the trunk; ``''`` for the empty trunk.
+        index: Number of blocks in the trunk; what an integer split means.
+        crossing: Tensors that pass it, the main one first.
+        params_before: Parameters of the trunk.
+        params_after: Parameters of one head. A parameter that is used on both sides counts in both.
+        flops_before: FLOPs (2 x MAC) of the trunk at the batch size of the recording.
+        flops_after: FLOPs of one head.
+        clean: Whether exactly one crossing tensor is the main one, so that a model may be split here.
+        node: The last node of the trunk; ``''`` for the empty trunk.
+    """
+
+    path: str
+    index: int
+    crossing: tuple[Crossing, ...]
+    params_before: int
+    params_after: int
+    flops_before: int
+    flops_after: int
+    clean: bool
+    node: str
+
+    def __str__(self) -> str:
+        place = f"after {self.path!r}" if self.path else "before the first layer"
+        return f"cut {place}: {', '.join(map(str, self.crossing))}"
+
+
+class Cuts(tuple[Cut, ...]):
+    """A tuple of cuts in the order of execution, shown as a table."""
+
+    _HEADERS = ("index", "path", "main tensor", "side inputs", "params before", "after", "FLOPs before", "after", "clean")
+
+    def _rows(self) -> list[list[object]]:
+        from fxsplit._table import human
+
+        return [
+            [
+                cut.index,
+                cut.path,
+                ", ".join(str(c) for c in cut.crossing if c.main),
+                ", ".join(str(c) for c in cut.crossing if not c.main),
+                human(cut.params_before),
+                human(cut.params_after),
+                human(cut.flops_before),
+                human(cut.flops_after),
+                "yes" if cut.clean else "no",
+            ]
+            for cut in self
+        ]
+
+    def __str__(self) -> str:
+        from fxsplit._table import text_table
+
+        return text_table(self._HEADERS, self._rows())
+
+    def _repr_html_(self) -> str:
+        from fxsplit._table import html_table
+
+        return html_table(self._HEADERS, self._rows())
+
+
+def find_cuts(model_or_graph: nn.Module, example: Any = None, *, every_module: bool = False) -> Cuts:
+    """List where a model can be split: after each of its blocks.
+
+    A block is an instance of a module class that repeats and lets a single main tensor out (residual blocks,
+    transformer layers, dense blocks and their transitions); a model without such a class (VGG) is cut between
+    its layers.
+
+    Args:
+        model_or_graph: A model, or what `fxsplit.trace` made of it.
+        example: Example input; only used to trace a model.
+        every_module: List the end of every module, also those where no clean cut is (``cut.clean`` tells).
+
+    Returns:
+        The cuts in order of execution. ``print`` shows them as a table.
+
+    Raises:
+        TraceError: The model cannot be traced.
+        SplitError: It is split already.
+
+    Example:
+        >>> import torch, fxsplit
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> [cut.path for cut in fxsplit.find_cuts(net, torch.zeros(1, 4))]
+        ['1']
+    """
+    graph = model_or_graph
+    if not isinstance(graph, fx.GraphModule):
+        from fxsplit._trace import trace
+
+        graph = trace(graph, example)
+    survey = Survey(graph)
+    exits = survey.exits if every_module else survey.blocks
+    return Cuts(cut_at(survey, path, moment) for path, moment in exits.items())
+
+
+def cut_at(survey: Survey, path: str, moment: int) -> Cut:
+    """Describe the cut at the end of ``path``, legal or not."""
+    verdict = survey.judge(moment, path)
+    last = survey.last_node(moment)
+    nodes = ([] if verdict.main is None else [verdict.main]) + list(verdict.sides)
+    return _describe(survey, path, moment, nodes, verdict.main, verdict.clean, "" if last is None else last.name)
+
+
+def empty_cut(survey: Survey) -> Cut:
+    """The cut before everything: an empty trunk, so that the heads are whole models."""
+    inputs = survey.flow.alive(BEFORE)
+    main = next((n for n in inputs if n.meta.get("dtype") is not None and n.meta["dtype"].is_floating_point), None)
+    main = main or (inputs[0] if inputs else None)
+    return _describe(survey, "", BEFORE, sorted(inputs, key=lambda n: n is not main), main, True, "")
+
+
+def _describe(
+    survey: Survey, path: str, moment: int, nodes: list[fx.Node], main: fx.Node | None, clean: bool, last: str
+) -> Cut:
+    crossing = tuple(
+        Crossing(
+            node.name,
+            node.meta["path"] if is_tensor(node) else "",
+            node.meta.get("shape"),
+            node.meta.get("dtype"),
+            node is main,
+        )
+        for node in nodes
+    )
+    before, after = survey.params(moment), survey.flops(moment)
+    index = sum(block_exit <= moment for block_exit in survey.blocks.values())
+    return Cut(path, index, crossing, *before, *after, clean, last)

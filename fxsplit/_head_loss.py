@@ -1,0 +1,45 @@
+"""The training loss of a split model: every head is trained on its own output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxsplit._errors import SplitError
+from fxsplit._vote import mean
+
+
+def head_loss(net: nn.Module, criterion: Callable[[Any, Any], Tensor], *inputs_and_target: Any) -> Tensor:
+    """The mean over heads of ``criterion(output of the head, target)`` (NeuroTrails, section 3).
+
+    The trunk runs once, and its gradient is the mean of what the heads send back.
+
+    Args:
+        net: A `SplitModel`.
+        criterion: A loss of one output and the target.
+        *inputs_and_target: The model's inputs, then the target.
+
+    Returns:
+        The mean of the M losses, in the shape that the criterion gives.
+
+    Raises:
+        SplitError: ``net`` has no heads, or there is no input besides the target.
+
+    Example:
+        >>> import torch, fxsplit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> x, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+        >>> net = fxsplit.split(fxsplit.trace(model, x), "1")
+        >>> fxsplit.head_loss(net, torch.nn.functional.cross_entropy, x, y).ndim
+        0
+    """
+    head_outputs = getattr(net, "head_outputs", None)
+    if head_outputs is None:
+        hint = " Wrapped models (DistributedDataParallel) hide their heads: pass the model inside." if hasattr(net, "module") else ""
+        raise SplitError(f"head_loss needs a split model, got {type(net).__name__}; make one with fxsplit.split.{hint}")
+    if len(inputs_and_target) < 2:
+        raise SplitError("head_loss(net, criterion, x, y) needs at least one input and the target.")
+    *inputs, target = inputs_and_target
+    return mean([criterion(output, target) for output in head_outputs(*inputs)])

@@ -1,0 +1,59 @@
+"""Trace, split and sparsify in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fxsplit._locate import At
+from fxsplit._split import Init, check_arguments, split as split_graph
+from fxsplit._split_model import SplitModel
+from fxsplit._trace import trace
+from fxsplit._vote import Vote
+
+
+def neurotrailify(
+    model: nn.Module,
+    split: At,
+    heads: int = 3,
+    sparsity: float | None = 0.8,
+    example: Any = None,
+    init: Init = "fresh",
+    vote: Vote = "mean",
+    allocation: str = "erk",
+    seed: int = 0,
+) -> SplitModel:
+    """Turn a model into a NeuroTrails network: a sparse trunk and sparse heads whose outputs are averaged.
+
+    The same as `trace`, `split` and ``sparsity.sparsify`` one after the other.
+
+    Args:
+        model: Any traceable model; it is not changed.
+        split: Where: see `split`.
+        heads: Number of heads M.
+        sparsity: Share of the weights that are masked; 0 or None leaves the network dense (TreeNet).
+        example: Example input; None is inferred for timm, torchvision and transformers models.
+        init: See `split`.
+        vote: See `split`.
+        allocation: How the density is distributed over the layers: see ``sparsity.sparsify``.
+        seed: Of the fresh heads and of the masks.
+
+    Raises:
+        TraceError: The model cannot be traced.
+        CutError: ``split`` is no legal cut.
+        SplitError: Another argument of the surgery is not acceptable.
+
+    Example:
+        >>> import torch, fxsplit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> fxsplit.neurotrailify(model, "1", sparsity=0, example=torch.zeros(1, 4)).num_heads
+        3
+    """
+    check_arguments(heads, init, vote)
+    net = split_graph(trace(model, example), split, heads, init, vote, seed=seed)
+    if sparsity:
+        from sparsity import sparsify
+
+        sparsify(net, sparsity, allocation, seed=seed)
+    return net

@@ -1,0 +1,120 @@
+"""The split model: one trunk, M heads and a vote, as a graph module that replaces the original model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from fxsplit._cuts import Cut
+from fxsplit._split_report import SplitReport
+
+_STATE = "fxsplit_split"
+SPEC = "fxsplit_spec"
+
+
+@dataclass
+class SplitState:
+    """What a SplitModel knows about its making; copied with it."""
+
+    head_outputs: fx.Graph
+    cut: Cut
+    report: SplitReport
+    origin: dict[str, str]
+    source_summary: Any
+
+
+class SplitModel(fx.GraphModule):
+    """Placeholders -> ``trunk`` -> ``heads.0`` ... ``heads.M-1`` -> ``vote`` -> output.
+
+    Calling it returns what the original model returned, voted over the heads. Made by `fxsplit.split`; trunk and heads
+    are graph modules in which every module has its original path (``net.heads[1].layer4[2]`` is
+    ``heads.1.layer4.2``).
+    """
+
+    trunk: fx.GraphModule
+    heads: nn.ModuleList
+    vote: nn.Module
+
+    @classmethod
+    def build(
+        cls,
+        graph: fx.Graph,
+        trunk: fx.GraphModule,
+        heads: Sequence[fx.GraphModule],
+        vote: nn.Module,
+        state: SplitState,
+        spec: dict[str, Any],
+        training: bool,
+    ) -> SplitModel:
+        """Put the parts together under a graph that calls them."""
+        root = nn.Module()
+        root.trunk, root.vote = trunk, vote
+        root.heads = nn.ModuleList(heads)
+        net = cls(root, graph, class_name="SplitModel")
+        # The constructor makes a plain module of every container.
+        net.heads = root.heads
+        net.training = net.heads.training = vote.training = training
+        net.meta[_STATE], net.meta[SPEC] = state, spec
+        net._bind()
+        return net
+
+    def _bind(self) -> None:
+        """Compile the graph behind `head_outputs` into a method, as fx does with the graph behind ``forward``."""
+        code = self._state.head_outputs.python_code("self")
+        namespace = dict(code.globals)
+        exec(code.src, namespace)  # noqa: S102 - the source is fx's own rendering of the graph
+        type(self)._run_heads = namespace["forward"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SplitModel:
+        copied = super().__deepcopy__(memo)
+        copied._bind()
+        return copied
+
+    @property
+    def _state(self) -> SplitState:
+        return self.meta[_STATE]
+
+    def head_outputs(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """Run the trunk once and return each head's output in the original model's structure.
+
+        Args:
+            *args: As for the model itself.
+            **kwargs: As for the model itself.
+
+        Returns:
+            M outputs. What the trunk computes for the output is the same object in all of them.
+        """
+        return self._run_heads(*args, **kwargs)
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads M."""
+        return len(self.heads)
+
+    @property
+    def cut(self) -> Cut:
+        """Where the model was split."""
+        return self._state.cut
+
+    @property
+    def report(self) -> SplitReport:
+        """What the surgery did."""
+        return self._state.report
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Path in the original model of every module of trunk and heads: ``{'heads.0.fc': 'fc', ...}``."""
+        return self._state.origin
+
+    @property
+    def source_summary(self) -> Any:
+        """Size and cost of the original model, for comparison."""
+        return self._state.source_summary
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from fxsplit._draw import mimebundle
+
+        return mimebundle(self, include, exclude)
