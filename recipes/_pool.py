@@ -1,0 +1,89 @@
+"""Work spread over processes of one thread each, with one progress bar for all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from multiprocessing.queues import Queue
+from queue import Empty
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Tick = Callable[[int], None]
+
+_ticks: Queue[int] | None = None
+
+
+def run_all(
+    work: Callable[[Job, Tick], Result], jobs: Sequence[Job], workers: int, ticks: int, title: str
+) -> list[Result]:
+    """Run `work(job, tick)` for every job and return the results in order.
+
+    Networks as small as these gain little from a second thread, but two runs side by side are nearly twice as fast.
+    One thread each also makes results independent of the number of cores.
+
+    Args:
+        work: A module-level function; it calls `tick(n)` after each n units of its work.
+        jobs: Picklable, the longest first.
+        workers: Processes; 1 runs everything in this one.
+        ticks: Units of work in all jobs together.
+        title: Of the progress bar.
+    """
+    with tqdm(total=ticks, desc=title, unit="pass", smoothing=0.05) as bar:
+        if workers == 1:
+            return [_single_threaded(work, job, lambda units: _advance(bar, [units])) for job in jobs]
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(queue,)) as pool:
+            futures = [pool.submit(_in_worker, work, job) for job in jobs]
+            try:
+                pending = set(futures)
+                while pending:
+                    done, pending = wait(pending, timeout=0.2)
+                    _advance(bar, _drain(queue))
+                    for future in done:
+                        future.result()  # a failure ends the whole thing now, not after the last job
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        _advance(bar, _drain(queue))
+        return [future.result() for future in futures]
+
+
+def _advance(bar: tqdm, ticks: Iterable[int]) -> None:
+    bar.update(sum(ticks))
+
+
+def _drain(queue: Queue[int]) -> list[int]:
+    received = []
+    with contextlib.suppress(Empty):
+        while True:
+            received.append(queue.get_nowait())
+    return received
+
+
+def _start_worker(queue: Queue[int]) -> None:
+    global _ticks
+    _ticks = queue
+    torch.set_num_threads(1)
+
+
+def _in_worker(work: Callable[[Job, Tick], Result], job: Job) -> Result:
+    if _ticks is None:
+        raise RuntimeError("the worker was not initialised")
+    return work(job, _ticks.put)
+
+
+def _single_threaded(work: Callable[[Job, Tick], Result], job: Job, tick: Tick) -> Result:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work(job, tick)
+    finally:
+        torch.set_num_threads(threads)
