@@ -111,5 +111,5 @@ def _like(source: Tensor, values: Tensor) -> Tensor:
 
 def _is_round_number(value: float) -> bool:
     """Whether a person could have written the value: few decimal digits, or the logarithm of such a number."""
-    candidates = [value, math.exp(value) if abs(value) < 20 else value]
+    candidates = [value, *(math.exp(v) for v in (value, -value) if abs(v) < 20)]
     return any(abs(c - float(f"{c:.3g}")) <= 1e-6 * max(abs(c), 1e-30) for c in candidates)
