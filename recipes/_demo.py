@@ -15,6 +15,7 @@ from recipes._budget import Plan, plan
 from recipes._checks import Check, exports, reloads
 from recipes._data import Data, digits, steps_per_epoch
 from recipes._demo_report import conventions, write_report
+from recipes._errors import RecipeError
 from recipes._methods import Method, full_ensemble, neurotrails, single_dense, treenet
 from recipes._models import digits_resnet
 from recipes._pool import run_all
@@ -78,14 +79,25 @@ def run_job(job: Job, tick: Callable[[int], None]) -> Run:
 
 
 def plan_all(settings: Settings) -> dict[str, Plan]:
-    """Work out what each system costs before anything is trained."""
+    """Work out what each system costs before anything is trained.
+
+    Raises:
+        RecipeError: The budget ends before the first topology update.
+    """
     data = load_data(settings)
     batch = min(settings.hyper.batch_size, len(data.train.y))
     steps = steps_per_epoch(len(data.train.y), batch)
-    return {
+    plans = {
         key: plan(method, factory(settings), data.example, settings.epochs, steps, batch)
         for key, method in methods(settings).items()
     }
+    shortest = min(plans[key].steps for key, method in methods(settings).items() if method.dynamics)
+    if shortest <= settings.every:
+        raise RecipeError(
+            f"NeuroTrails would train for {shortest} steps, but its first topology update comes after "
+            f"{settings.every}. Train for more epochs than {settings.epochs}."
+        )
+    return plans
 
 
 def train_all(settings: Settings, plans: dict[str, Plan]) -> list[Run]:

@@ -79,7 +79,18 @@ class Settings:
 
     def quick(self) -> Settings:
         """Return these settings shrunk to a smoke test of seconds, whose numbers mean nothing."""
-        return replace(self, seeds=1, epochs=min(self.epochs, 2), blocks=1, split=1, width=8, limit=400, workers=1)
+        return replace(
+            self,
+            seeds=1,
+            epochs=2,
+            every=2,
+            width=8,
+            blocks=1,
+            split=1,
+            limit=300,
+            hyper=replace(self.hyper, batch_size=16),
+            workers=1,
+        )
 
 
 def prepare_folder(folder: Path) -> Path:
