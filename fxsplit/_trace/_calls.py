@@ -9,12 +9,46 @@ from typing import Any
 import torch
 
 _READS = frozenset(
-    "__bool__ __int__ __float__ __complex__ __index__ __contains__ __format__ __array__ __nonzero__ "
-    "item tolist numpy equal allclose is_nonzero".split()
+    [
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__complex__",
+        "__index__",
+        "__contains__",
+        "__format__",
+        "__array__",
+        "__nonzero__",
+        "item",
+        "tolist",
+        "numpy",
+        "equal",
+        "allclose",
+        "is_nonzero",
+    ]
 )
 _RANDOM = frozenset(
-    "rand randn randint randperm rand_like randn_like randint_like bernoulli bernoulli_ multinomial normal normal_ "
-    "uniform_ random_ poisson exponential_ cauchy_ geometric_ log_normal_".split()
+    [
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "bernoulli",
+        "bernoulli_",
+        "multinomial",
+        "normal",
+        "normal_",
+        "uniform_",
+        "random_",
+        "poisson",
+        "exponential_",
+        "cauchy_",
+        "geometric_",
+        "log_normal_",
+    ]
 )
 
 

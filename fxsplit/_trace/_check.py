@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fxsplit._errors import TraceError, near_matches
@@ -26,7 +26,7 @@ def check_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TraceError(f"expected a torch.nn.Module, got {kind}. Wrap the computation in a module.")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError(f"{kind} is a ScriptModule, whose Python code is gone. Pass the model before torch.jit.script.")
+        raise TraceError(f"{kind} is a ScriptModule, which has no Python code to run. Pass the original model.")
     if isinstance(model, torch._dynamo.OptimizedModule):
         raise TraceError("the model was wrapped by torch.compile. Trace the original and compile the result.")
     if isinstance(model, fx.GraphModule):
@@ -52,7 +52,7 @@ def _check_parts(model: nn.Module) -> None:
                 raise TraceError(f"the model has a submodule {name!r}, a name that traced models use. Rename it.")
     devices: dict[torch.device, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise TraceError(f"{name!r} is not initialised yet (a lazy module). Run the model once before tracing it.")
         devices.setdefault(tensor.device, name)
     if len(devices) > 1:

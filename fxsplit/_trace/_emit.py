@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxsplit._trace._align import SizeExpr, Switch
+from fxsplit._trace._fit import SizeExpr
+from fxsplit._trace._merge import Switch
 from fxsplit._trace._model import ModeSwitch, TracedModel
 from fxsplit._trace._records import Call, Record, Ref
 
@@ -87,7 +88,7 @@ class _Writer:
             self._describe(self._graph.create_node(record.op, record.target, (alias, *args[1:]), kwargs), record)
             return args[0]
         node = self._describe(self._graph.create_node(record.op, record.target, args, kwargs), record)
-        if record.is_tensor and not record.grad:
+        if record.dtype is not None and record.dtype.is_floating_point and not record.grad:
             node = self._describe(self._graph.call_method("detach", (node,)), record, flops=0)
         return node
 

@@ -70,12 +70,10 @@ def _pair(size: Any) -> tuple[int, int]:
 def _timm(model: nn.Module) -> Example | None:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     channels, *size = config.get("input_size", (3, _IMAGE, _IMAGE))
-    # A model built with another img_size or in_chans than its configuration says so in its embedding.
-    embedding = getattr(model, "patch_embed", None)
-    own_size = getattr(embedding, "img_size", None)
+    # A model built with another img_size or in_chans than its configuration says so in its first layers.
+    built = next((found for m in model.modules() if (found := getattr(m, "img_size", None)) is not None), size)
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = getattr(model, "in_chans", None) or (conv.in_channels * 1 if conv is not None else channels)
-    return (_image(model, int(channels), _pair(own_size or size)),), {}
+    return (_image(model, conv.in_channels if conv is not None else int(channels), _pair(built)),), {}
 
 
 def _torchvision(model: nn.Module) -> Example | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,15 @@ import torch
 from torch import nn
 
 from fxsplit._errors import TraceError
-from fxsplit._trace._align import BATCH, Sizes
+from fxsplit._trace._fit import BATCH, Sizes
 from fxsplit._trace._objects import has_tensors, is_plain
 
 MASK_SUFFIX = "attention_mask"
+LENGTH = "length"
+TARGET_LENGTH = "target_length"
+_BATCHES = (2, 3, 5)
+_SHORTER = (1, 3)
+_SHORTEST = 5
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -58,9 +64,32 @@ class Inputs:
     sizes: Sizes
     dims: dict[int, dict[int, str]]
 
+    def schedule(self) -> list[Sizes]:
+        """The sizes to record at: the base, then other batch sizes, then shorter sequences."""
+        if BATCH not in self.sizes:
+            return [{}]
+        lengths = {symbol: size for symbol, size in self.sizes.items() if symbol != BATCH}
+        batches = [{BATCH: batch, **lengths} for batch in _BATCHES]
+        shorter = [
+            {BATCH: batch, **lengths, symbol: length - less}
+            for symbol, length in lengths.items()
+            for batch, less in zip(_BATCHES, _SHORTER, strict=False)
+        ]
+        return [*batches, *shorter]
+
+    def largest(self) -> Sizes:
+        """The largest sizes of the schedule."""
+        return {**self.sizes, BATCH: _BATCHES[-1]} if BATCH in self.sizes else {}
+
+    def without_lengths(self) -> Inputs:
+        """The same inputs with every sequence at the example's length."""
+        kept = {symbol: size for symbol, size in self.sizes.items() if symbol == BATCH}
+        dims = {position: {d: s for d, s in found.items() if s in kept} for position, found in self.dims.items()}
+        return Inputs(self.arguments, kept, dims)
+
     def make(self, sizes: Sizes) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
         """Fresh ``(args, kwargs, inputs by name)`` with every symbolic dimension cut or tiled to ``sizes``."""
-        count = iter(range(len(self.dims) + 1_000_000))
+        count = itertools.count()
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         inputs: dict[str, Any] = {}
@@ -113,20 +142,27 @@ def bind(model: nn.Module, example: Example) -> tuple[Argument, ...]:
 
 
 def symbolic(arguments: tuple[Argument, ...], skip_vectors: bool = False) -> Inputs:
-    """Find the batch dimension: dim 0 of every tensor that has as many rows as the first one.
+    """Find the dimensions that may vary: the batch, and the length of token sequences.
 
+    The batch is dim 0 of every tensor with as many rows as the first one. Lengths are dim 1 of integer tensors [B, T].
     ``skip_vectors`` leaves one-dimensional tensors alone: a tensor [T] with T equal to the batch size has no batch.
     """
-    tensors = [tensor for argument in arguments for tensor in iterate_tensors(argument.value)]
-    batch = next((tensor.shape[0] for tensor in tensors if tensor.ndim > 0), 0)
+    named = [(argument.name, tensor) for argument in arguments for tensor in iterate_tensors(argument.value)]
+    batch = next((tensor.shape[0] for _, tensor in named if tensor.ndim > 0), 0)
     if batch == 0:
         return fixed(arguments)
-    dims = {
-        position: {0: BATCH}
-        for position, tensor in enumerate(tensors)
-        if tensor.ndim > int(skip_vectors) and tensor.shape[0] == batch
-    }
-    return Inputs(arguments, {BATCH: batch}, dims)
+    sizes: Sizes = {BATCH: batch}
+    dims: dict[int, dict[int, str]] = {}
+    encodes = any(name.startswith("decoder_") for name, _ in named)
+    for position, (name, tensor) in enumerate(named):
+        if tensor.ndim <= int(skip_vectors) or tensor.shape[0] != batch:
+            continue
+        dims[position] = {0: BATCH}
+        if tensor.ndim == 2 and not tensor.is_floating_point() and tensor.shape[1] >= _SHORTEST:
+            symbol = TARGET_LENGTH if name.startswith("decoder_") or (encodes and name == "labels") else LENGTH
+            if sizes.setdefault(symbol, tensor.shape[1]) == tensor.shape[1]:
+                dims[position][1] = symbol
+    return Inputs(arguments, sizes, dims)
 
 
 def fixed(arguments: tuple[Argument, ...]) -> Inputs:
@@ -176,7 +212,7 @@ def _resized(tensor: torch.Tensor, sizes: dict[int, int]) -> torch.Tensor:
 
 
 def _pad_one_row(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Hide the last token of the first row of an all-ones mask: models skip masking altogether when nothing is hidden."""
+    """Hide the last token of the first row of an all-ones mask: models skip masking when nothing is hidden."""
     maskable = name.endswith(MASK_SUFFIX) and tensor.ndim == 2 and tensor.shape[1] > 1
     if maskable and not tensor.is_floating_point() and not tensor.is_meta and bool(tensor.all()):
         tensor[0, -1] = 0

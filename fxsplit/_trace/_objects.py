@@ -53,7 +53,7 @@ def tensors_in(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item, depth + 1)
-    elif _is_record_like(value):
+    elif _carries_attributes(value):
         for item in vars(value).values():
             yield from tensors_in(item, depth + 1)
 
@@ -73,8 +73,8 @@ def convert(value: Any, find: Find) -> Any:
         return find(value)
     if is_plain(value):
         return value
-    if isinstance(value, enum.Enum) and isinstance(value, (int, str)):
-        return value.value
+    if isinstance(value, enum.Enum):
+        return convert(value.value, find)
     if isinstance(value, list):
         return [convert(item, find) for item in value]
     if isinstance(value, tuple):
@@ -147,10 +147,10 @@ def _rebuild_dict(value: dict[Any, Any], items: dict[Any, Any]) -> Any:
         return items
     if dataclasses.is_dataclass(value):
         return Call(type(value), (), items)
-    return Call(type(value), ([(key, item) for key, item in items.items()],))
+    return Call(type(value), (list(items.items()),))
 
 
-def _is_record_like(value: Any) -> bool:
+def _carries_attributes(value: Any) -> bool:
     """Whether ``value`` is a plain object whose attributes may carry tensors."""
     if isinstance(value, (type, enum.Enum, torch.nn.Module, torch.Generator)) or callable(value):
         return False

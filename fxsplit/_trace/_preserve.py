@@ -24,7 +24,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
         self._attributes = [dict(module.__dict__) for module in self._modules]
-        self._buffers = [dict(module._buffers) for module in self._modules]
+        self._buffers = {id(module): dict(module._buffers) for module in self._modules}
         self._containers = [
             (value, value.copy())
             for attributes in self._attributes
@@ -51,12 +51,10 @@ class Snapshot:
             if parameter is not None:
                 self._keep(parameter)
 
-    def changed_buffers(self) -> Iterator[nn.Module]:
-        """Modules whose registered buffers are other tensors than they were."""
-        for module, before in zip(self._modules, self._buffers, strict=True):
-            now = module._buffers
-            if now.keys() != before.keys() or any(now[name] is not before[name] for name in before):
-                yield module
+    def has_other_buffers(self, module: nn.Module) -> bool:
+        """Whether the module's registered buffers are other tensors than they were."""
+        before, now = self._buffers[id(module)], module._buffers
+        return now.keys() != before.keys() or any(now[name] is not before[name] for name in before)
 
     def restore(self) -> None:
         """Put everything back."""
@@ -124,8 +122,8 @@ def random_state_kept() -> Iterator[None]:
             numpy.random.set_state(array)
 
 
-def seed_everything(seed: int) -> None:
-    """Start torch, numpy and random from the same seed, so that runs draw the same numbers."""
+def seed_everything(seed: int = 0) -> None:
+    """Start torch, numpy and random from one seed, so that every run draws the same numbers."""
     torch.manual_seed(seed)
     numpy.random.seed(seed)
     random.seed(seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from fxsplit._trace._align import Mismatch
 from fxsplit._trace._calls import as_node, is_random, reads_data, replaces_data
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._objects import Opaque, convert, has_tensors, rebind, rebuild_output, tensors_in
@@ -43,18 +42,21 @@ class Recorder(TorchFunctionMode):
     Tensors are known by identity, and kept alive while recording so that identities stay unique.
     """
 
-    def __init__(self, model: nn.Module, is_leaf: Callable[[nn.Module, str], bool], counter: FlopCounter | None = None):
+    def __init__(
+        self, model: nn.Module, is_leaf: Callable[[nn.Module, str], bool], counter: FlopCounter | None = None
+    ) -> None:
         super().__init__()
         self.records: list[Record] = []
         self.guards: list[Guard] = []
-        self.failures: list[tuple[str, str]] = []
+        self.failures: list[Mismatch] = []
         self.opened: set[str] = set()
-        self.notes: list[str] = []
+        self.dropped: list[str] = []
+        self.sizes_read: str | None = None
         self.constants: dict[str, torch.Tensor] = {}
         self.functions: dict[str, FunctionLeaf] = {}
         self.inputs: list[int] = []
         self.output: Any = None
-        self.result: Any = None
+        self.returned: list[torch.Tensor] = []
         self.raised_in: str | None = None
         self._model = model
         self._is_leaf = is_leaf
@@ -81,8 +83,8 @@ class Recorder(TorchFunctionMode):
                 record.origin = Origin.VALUE if floating else Origin.INDEX
         counting = self._counter if self._counter is not None else torch.enable_grad()
         with self._patched(), torch.enable_grad(), counting, self:
-            self.result = self._model(*args, **kwargs)
-            self.output = self._quietly(rebuild_output, self.result, self._ref, self.notes)
+            result = self._model(*args, **kwargs)
+            self.output = self._quietly(rebuild_output, result, self._returned, self.dropped)
 
     # Hooks into torch.
 
@@ -126,7 +128,7 @@ class Recorder(TorchFunctionMode):
         try:
             values = convert((tuple(args), dict(kwargs)), self._ref)
         except Opaque as error:
-            self.failures.append((self._path, f"{getattr(func, '__name__', func)} takes {error}"))
+            self.failures.append(Mismatch(self._path, f"{getattr(func, '__name__', func)} takes {error}"))
             return out
         op, target, values = as_node(func, *values)
         ref = self._add(op, target, *values, written=written, random=is_random(func))
@@ -180,14 +182,14 @@ class Recorder(TorchFunctionMode):
 
     def _apply_function(self, apply: Any, cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
         if cls.__name__ == REENTRANT_CHECKPOINT:
-            self.notes.append(f"gradient checkpointing in {self._path or 'the model'} is not part of the graph")
+            self.dropped.append(f"gradient checkpointing in {self._path or 'the model itself'}")
             function, _, *rest = args
             return function(*rest)
         with self._silence():
             try:
                 values = convert(tuple(args), self._ref)
             except Opaque as error:
-                self.failures.append((self._path, f"{cls.__name__} takes {error}"))
+                self.failures.append(Mismatch(self._path, f"{cls.__name__} takes {error}"))
                 return apply(*args)
             name = self._function_name(cls)
             self._take_flops()
@@ -273,6 +275,11 @@ class Recorder(TorchFunctionMode):
                 self._attributes[key] = ref
             return ref
 
+    def _returned(self, value: Any) -> Ref | None:
+        if isinstance(value, torch.Tensor):
+            self.returned.append(value)
+        return self._ref(value)
+
     def _bind(self, out: Any, ref: Ref, written: bool) -> Any:
         """Let ``ref`` stand for ``out``, and further records for the tensors inside it."""
         with self._silence():
@@ -299,8 +306,10 @@ class Recorder(TorchFunctionMode):
         self._known[id(value)] = (value, ref)
 
     def _note_read(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        if isinstance(out, torch.Size) and self.sizes_read is None and args[0].is_floating_point():
+            self.sizes_read = self._path or "the model itself"
         if replaces_data(func):
-            self.failures.append((self._path, "it assigns tensor.data"))
+            self.failures.append(Mismatch(self._path, "it assigns tensor.data"))
         if not (args and isinstance(args[0], torch.Tensor) and reads_data(func)):
             return
         known = self._known.get(id(args[0]))

@@ -6,38 +6,44 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxsplit._errors import FxSplitWarning, TraceError
-from fxsplit._trace._align import BATCH
 from fxsplit._trace._check import check_leaves, check_model
+from fxsplit._trace._describe import describe
 from fxsplit._trace._emit import emit
 from fxsplit._trace._example import complete, infer_example
+from fxsplit._trace._fit import BATCH, Sizes
 from fxsplit._trace._inputs import Argument, Inputs, as_example, bind, fixed, symbolic
 from fxsplit._trace._model import META_KEY, Provenance, TracedModel
-from fxsplit._trace._preserve import preserved
+from fxsplit._trace._preserve import preserved, seed_everything
 from fxsplit._trace._report import TraceReport
-from fxsplit._trace._session import BATCHES, Session, warm_up
+from fxsplit._trace._session import Recording, Session
+from fxsplit._trace._verify import difference
 
 
 def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) -> TracedModel:
     """Record a model as a flat torch.fx graph.
 
-    The model really runs, a few times: at three batch sizes in eval mode and once in train mode. What these runs have
-    in common is the graph; integers that follow the batch size become arithmetic on it, values that follow the mode
-    become switches on ``.training``. Submodules keep their paths and are SHARED with the model, as in torch.fx; copy the
-    result with ``copy.deepcopy``. The model itself is left as it was: values, modes, gradients, random state.
+    The model really runs, a few times: at three batch sizes in eval mode, for token inputs also at two shorter
+    lengths, and once in train mode. What these runs have in common is the graph; integers that follow the sizes become
+    arithmetic on them, values that follow the mode become switches on ``.training``. Submodules keep their paths and
+    are SHARED with the model, as in torch.fx; copy the result with ``copy.deepcopy``. The model itself is left as it
+    was: values, modes, gradients, random state.
 
     Args:
-        model: any module: its forward may return tensors, containers, dataclasses or ModelOutputs.
+        model: any module; its forward may return tensors, containers, dataclasses or ModelOutputs.
         example: what forward is called with: a tensor, a tuple of arguments, a dict of keyword arguments, or
             ``(args, kwargs)``. Dimension 0 of its first tensor is the batch. Inferred for models of timm, torchvision
-            and transformers. Where an attention mask hides nothing, one token is hidden while recording.
-        leaf: paths of modules to keep whole, besides those that torch and the layer classes call for.
+            and transformers. Where an attention mask hides nothing, one token is hidden while recording, because
+            models skip masking altogether then. Arguments without tensors are baked in.
+        leaf: paths of modules to keep whole, besides layers of torch.nn, their subclasses, modules without children
+            and modules that own parameters while their children own none.
 
     Returns:
-        A GraphModule whose ``.report`` lists every assumption; its nodes carry ``meta['path' | 'modules' | 'shape' |
-        'dtype' | 'flops']`` at the batch size ``meta['batch']``.
+        A GraphModule whose ``.report`` lists every assumption. Its nodes carry ``meta['path']``, ``'modules'``,
+        ``'shape'``, ``'dtype'`` and ``'flops'``, at the batch size ``traced.meta['batch']``.
 
     Raises:
         TraceError: the model cannot be recorded; the message names the module, the reason and the remedy.
@@ -45,8 +51,8 @@ def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) ->
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> traced = trace(net, torch.randn(3, 4))
-        >>> [node.name for node in traced.graph.nodes]
-        ['input_1', '_0', '_1', '_2', 'output']
+        >>> [node.target for node in traced.graph.nodes]
+        ['input', '0', '1', '2', 'output']
     """
     check_model(model)
     leaves = check_leaves(model, leaf)
@@ -54,13 +60,20 @@ def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) ->
     arguments = complete(model, bind(model, given))
     report = TraceReport()
     with preserved(model):
-        inputs = _rehearse(model, arguments, report)
-        session = Session(model, inputs, leaves, report)
-        program, _ = session.run()
-    _report_baked(session.inputs, report)
-    traced = emit(program, model)
-    first = program.records[program.inputs[0]]
-    traced.meta["batch"] = session.sizes()[0].get(BATCH, first.shape[0] if first.shape else 1)
+        session = Session(model, _rehearse(model, arguments, report), leaves, report)
+        recording = session.run()
+    traced, problem = _emit(model, session, recording)
+    if problem is not None and recording.assumed_sizes:
+        session.fix_sizes(problem)
+        with preserved(model):
+            recording = session.run()
+        traced, problem = _emit(model, session, recording)
+    if problem is not None:
+        raise TraceError(
+            f"the recorded graph of {type(model).__name__} does not reproduce the model in eval mode: {problem}. "
+            "Name the modules whose forward does unusual things with leaf=[...]."
+        )
+    describe(report, session.inputs, recording, session.forced)
     traced.meta[META_KEY] = Provenance(report, model, given)
     for warning in report.warnings:
         warnings.warn(warning, FxSplitWarning, stacklevel=2)
@@ -68,33 +81,46 @@ def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) ->
 
 
 def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceReport) -> Inputs:
-    """Find out which dimensions the model lets vary, by running it once at the largest batch size."""
-    plans = [symbolic(arguments), symbolic(arguments, skip_vectors=True)]
-    plans = [plan for n, plan in enumerate(plans) if BATCH in plan.sizes and plan.dims not in [p.dims for p in plans[:n]]]
+    """Run the model once at the largest sizes: does it let them vary? Caches that it builds lazily exist afterwards."""
+    plan, without_vectors = symbolic(arguments), symbolic(arguments, skip_vectors=True)
+    plans = [plan] if plan.dims == without_vectors.dims else [plan, without_vectors]
     refused: Exception | None = None
     for plan in plans:
         try:
-            warm_up(model, plan, {BATCH: BATCHES[-1]})
-        except Exception as error:  # noqa: BLE001 - anything may come out of the user's model; it is reported below
+            _run(model, plan, plan.largest())
+        except Exception as error:
             refused = refused or error
         else:
             return plan
     plan = fixed(arguments)
     try:
-        warm_up(model, plan, {})
+        _run(model, plan, {})
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__} rejects the example: {type(error).__name__}: {error}. Pass inputs that the model runs "
-            "on in eval mode."
+            f"{type(model).__name__} rejects the example with {type(error).__name__}: {error}. Pass inputs that it "
+            "accepts in eval mode."
         ) from error
-    if refused is not None:
-        report.warnings.append(
-            f"the graph holds for the example's batch size only: the model rejects another one ({refused})"
-        )
+    report.warnings.append(f"the graph holds for the example's batch size only: the model rejects others ({refused})")
     return plan
 
 
-def _report_baked(inputs: Inputs, report: TraceReport) -> None:
-    for argument in inputs.arguments:
-        if not argument.is_input and argument.value is not None:
-            report.specialised.append(f"argument {argument.name} = {argument.value!r}")
+def _run(model: nn.Module, inputs: Inputs, sizes: Sizes) -> None:
+    args, kwargs, _ = inputs.make(sizes)
+    model.eval()
+    seed_everything()
+    with torch.no_grad():
+        model(*args, **kwargs)
+
+
+def _emit(model: nn.Module, session: Session, recording: Recording) -> tuple[TracedModel, str | None]:
+    """Write the graph; also say what is wrong with it in eval mode, and warn of what is in train mode."""
+    traced = emit(recording.program, model)
+    first = recording.program.records[recording.program.inputs[0]].shape
+    traced.meta["batch"] = session.inputs.schedule()[0].get(BATCH, first[0] if first else 1)
+    for sizes, train, recorder in recording.checks:
+        problem = difference(traced, session.inputs, sizes, train, recorder.returned)
+        if problem is not None and not train:
+            return traced, problem
+        if problem is not None and session.exact_train:
+            session.warn(f"in train mode, with the same seed, the graph deviates from the model: {problem}")
+    return traced, None

@@ -1,0 +1,26 @@
+"""Puts into words what a finished recording assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fxsplit._trace._inputs import Inputs
+from fxsplit._trace._report import TraceReport
+from fxsplit._trace._session import Recording
+
+
+def describe(report: TraceReport, inputs: Inputs, recording: Recording, forced: Mapping[str, str]) -> None:
+    """Add to a report what the finished recording shows."""
+    program, base = recording.program, recording.base
+    for argument in inputs.arguments:
+        if not argument.is_input and argument.value is not None:
+            report.specialised.append(f"argument {argument.name} = {argument.value!r}")
+    if base.sizes_read:
+        free = ", ".join(inputs.sizes) or "nothing"
+        report.specialised.append(f"sizes of the inputs; free are: {free} (sizes are read in {base.sizes_read})")
+    for name, value in program.extras.items():
+        if name in base.constants:
+            where = next(record.path for record in program.records if record.target == name) or "the model itself"
+            report.constants.append(f"{name} {tuple(value.shape)} {value.dtype} in {where}")
+    report.coarse_leaves += forced.items()
+    report.dropped += [line for line in dict.fromkeys(base.dropped) if line not in report.dropped]
