@@ -80,12 +80,18 @@ def _(gradient: Tensor, mask: Tensor) -> Tensor:
 class PassMasked(torch.autograd.Function):
     """The identity on a weight whose masked entries are zero in storage; the backward pass masks the gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
         """Return ``weight`` itself, as a view."""
-        # An attribute instead of save_for_backward, whose hooks may move or copy what they save.
-        ctx.mask = mask
         return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep the mask for the backward pass."""
+        # An attribute instead of save_for_backward, whose hooks may move or copy what they save.
+        ctx.mask = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

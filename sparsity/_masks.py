@@ -184,3 +184,15 @@ def masked_sites(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             for name, chain in module.parametrizations.items():  # pyright: ignore
                 if any(isinstance(each, Mask) for each in chain):
                     yield join(prefix, name), module, name
+
+
+def own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own, before a parametrization is added or removed.
+
+    torch keeps the properties of parametrized weights in a class that a module shares with its deep copies, so that
+    removing one from a copy would take it from the original too.
+    """
+    if parametrize.is_parametrized(module):
+        shared = type(module)
+        members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(shared.__name__, shared.__bases__, members)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from sparsity._allocation import Allocation, allocate, check_sparsity
 from sparsity._errors import MaskError, NoEffectWarning, listed
-from sparsity._masks import Mask, Masks, masked_sites, masks_of, unwrap
+from sparsity._masks import Mask, Masks, masked_sites, masks_of, own_class, unwrap
 from sparsity._seed import seeded
 from sparsity._select import Candidate, Skip, select, weight_names
 
@@ -115,6 +115,7 @@ def fold(model: nn.Module) -> nn.Module:
             raise MaskError(f"{path!r} has other parametrizations besides its mask: {stacked}. Remove those first.")
     masks.apply()
     for _, module, name in sites:
+        own_class(module)
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
         _weights_first(module)
     return model
@@ -139,4 +140,5 @@ def _attach(candidate: Candidate, nonzeros: int, seed: int) -> None:
     holder = Mask(mask, nonzeros)
     holder.train(candidate.sites[0].module.training)
     for site in candidate.sites:
+        own_class(site.module)
         parametrize.register_parametrization(site.module, site.name, holder)
