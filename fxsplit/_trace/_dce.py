@@ -8,8 +8,8 @@ from typing import Any
 from fxsplit._trace._records import Record, refs_in
 
 
-def live_records(records: Sequence[Record], values: Sequence[Any], output: Any, stateful: set[int]) -> list[bool]:
-    """Mark what is needed for ``output`` or for the model's state.
+def live_records(records: Sequence[Record], values: Sequence[Any], output: Any, lasting: set[int]) -> list[bool]:
+    """Mark what is needed for ``output`` or for the model's state; ``lasting`` are the records that change state.
 
     ``values[i]`` are the merged arguments of record i. A write is needed when its memory belongs to a live value or to
     the model (a buffer); torch.fx's own elimination drops such writes.
@@ -17,7 +17,7 @@ def live_records(records: Sequence[Record], values: Sequence[Any], output: Any, 
     live = [False] * len(records)
     memory: set[int] = set()
     for index, record in enumerate(records):
-        if record.op == "placeholder" or index in stateful:
+        if record.op == "placeholder" or index in lasting:
             live[index] = True
         if record.op == "get_attr" and record.storage is not None:
             memory.add(record.storage)

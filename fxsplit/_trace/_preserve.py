@@ -127,3 +127,22 @@ def seed_everything(seed: int = 0) -> None:
     torch.manual_seed(seed)
     numpy.random.seed(seed)
     random.seed(seed)
+
+
+class RandomWatch:
+    """Tells whether torch's random numbers were used since the last question."""
+
+    def __init__(self, model: nn.Module) -> None:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._generator = torch.random.default_generator
+        if device.type == "cuda":
+            self._generator = torch.cuda.default_generators[device.index or 0]
+        self._state = self._read()
+
+    def moved(self) -> bool:
+        """Whether the state is another one than at the last call."""
+        before, self._state = self._state, self._read()
+        return before != self._state
+
+    def _read(self) -> bytes:
+        return self._generator.get_state().numpy().tobytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from fxsplit._trace._align import Mismatch
 from fxsplit._trace._calls import as_node, is_random, reads_data, replaces_data
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._objects import Opaque, convert, has_tensors, rebind, rebuild_output, tensors_in
+from fxsplit._trace._preserve import RandomWatch
 from fxsplit._trace._records import Guard, Origin, Record, Ref, refs_in, storage_id
 
 REENTRANT_CHECKPOINT = "CheckpointFunction"
@@ -43,13 +44,20 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(
-        self, model: nn.Module, is_leaf: Callable[[nn.Module, str], bool], counter: FlopCounter | None = None
+        self,
+        model: nn.Module,
+        is_leaf: Callable[[nn.Module, str], bool],
+        counter: FlopCounter | None,
+        *,
+        opened: Iterable[str] = (),
+        watch_random: bool = False,
     ) -> None:
         super().__init__()
         self.records: list[Record] = []
         self.guards: list[Guard] = []
         self.failures: list[Mismatch] = []
-        self.opened: set[str] = set()
+        self.opened = set(opened)
+        self.entered: set[str] = {""}
         self.dropped: list[str] = []
         self.sizes_read: str | None = None
         self.constants: dict[str, torch.Tensor] = {}
@@ -61,6 +69,7 @@ class Recorder(TorchFunctionMode):
         self._model = model
         self._is_leaf = is_leaf
         self._counter = counter
+        self._random = RandomWatch(model) if watch_random else None
         self._silent = 0
         self._open: list[str] = []
         self._known: dict[int, tuple[Any, Ref]] = {}
@@ -147,6 +156,7 @@ class Recorder(TorchFunctionMode):
                 return self._call_leaf(call, module, path, args, kwargs, values)
         if path:
             self._open.append(path)
+            self.entered.add(path)
         try:
             return call(module, *args, **kwargs)
         except BaseException:
@@ -175,7 +185,7 @@ class Recorder(TorchFunctionMode):
             ref = self._add("call_module", path, *values, written=written)
             record = self.records[ref.index]
             record.modules = (*record.modules, path)
-            record.stateful = len(changed) > len(written) or buffers != [id(buffer) for buffer in module.buffers()]
+            record.lasting |= len(changed) > len(written) or buffers != [id(buffer) for buffer in module.buffers()]
             if record.origin and any(True for _ in module.parameters()):
                 record.origin |= Origin.VALUE
             return self._bind(out, ref, written=any(out is tensor for tensor in written))
@@ -236,6 +246,7 @@ class Recorder(TorchFunctionMode):
     ) -> Ref:
         record = Record(op, target, args, kwargs or {}, tuple(self._open), grad=torch.is_grad_enabled())
         record.flops = self._take_flops()
+        record.lasting = self._random is not None and self._random.moved()
         record.origin = self._origin(record) | (Origin.RANDOM if random else Origin.NOTHING)
         record.mutates = tuple(storage for t in written or () if (storage := storage_id(t)) is not None)
         for storage in record.mutates:

@@ -92,9 +92,9 @@ class Session:
             resized = any(size != self.inputs.sizes[symbol] for symbol, size in sizes.items() if symbol != BATCH)
             run = self._record(sizes, train=False, droppable=resized)
             problems = pair_up(base.records, run.records, "at other sizes")
-            if problems and resized:
-                self._fix_lengths(str(problems[0]))
             large = [problem for problem in problems if self._hides_much(problem.path)]
+            if large and resized:
+                self._fix_lengths(str(large[0]))
             if large:
                 self.fix_sizes(str(large[0]))
                 raise _Retry
@@ -107,8 +107,7 @@ class Session:
     ) -> Recorder:
         args, kwargs, named = self.inputs.make(sizes)
         snapshot = Snapshot(self.model)
-        recorder = Recorder(self.model, self._is_leaf, counter)
-        recorder.opened |= self.opened
+        recorder = Recorder(self.model, self._is_leaf, counter, opened=self.opened, watch_random=train)
         self.model.train(train)
         seed_everything()
         try:
@@ -122,8 +121,7 @@ class Session:
         finally:
             snapshot.restore()
         self.opened |= recorder.opened
-        called = {path for record in recorder.records for path in record.modules if path != record.target} | {""}
-        replaced = [Mismatch(path, "its forward replaces a buffer") for path in rebound if path in called]
+        replaced = [Mismatch(path, "its forward replaces a buffer") for path in rebound if path in recorder.entered]
         self._keep_whole([*recorder.failures, *replaced])
         return recorder
 
@@ -134,19 +132,20 @@ class Session:
 
     def _keep_whole(self, problems: Iterable[Mismatch]) -> None:
         """Make the modules with problems leaves, and record again if there are any."""
-        problems = list(problems)
+        reasons: dict[str, str] = {}
         for problem in problems:
-            path = self._around_leaves(problem.path)
-            if not path:
-                raise TraceError(
-                    f"{type(self.model).__name__} cannot be recorded: {problem.why}. Move that code into a submodule, "
-                    "which can then be kept whole."
-                )
+            reasons.setdefault(self._around_leaves(problem.path), problem.why)
+        if "" in reasons:
+            raise TraceError(
+                f"{type(self.model).__name__} cannot be recorded: {reasons['']}. Move that code into a submodule, "
+                "which can then be kept whole."
+            )
+        for path, why in reasons.items():
             if is_large(self.model, path):
-                self.warn(f"{path!r}, a large part of the model, is kept whole: {problem.why}")
-            self.forced.setdefault(path, problem.why)
+                self.warn(f"{path!r}, a large part of the model, is kept whole: {why}")
+            self.forced[path] = why
             self.opened.discard(path)
-        if problems:
+        if reasons:
             raise _Retry
 
     def _keep_whole_after(self, raised_in: str, error: Exception) -> None:
@@ -180,7 +179,7 @@ class Session:
         modules = dict(self.model.named_modules())
         while path and (
             (path not in self.opened and self._is_leaf(modules[path], path))
-            or isinstance(modules[path], (nn.ModuleList, nn.ModuleDict))
+            or type(modules[path]).forward is nn.Module.forward
         ):
             path = path.rpartition(".")[0]
         return path
@@ -204,9 +203,9 @@ class Session:
         return self._program(base, train, merged, partners), assumed
 
     def _settle_sizes(self, mismatches: list[Mismatch]) -> bool:
+        self._keep_whole(mismatch for mismatch in mismatches if not self._hides_much(mismatch.path))
         if mismatches and len(self.inputs.sizes) > 1:
             self._fix_lengths(str(mismatches[0]))
-        self._keep_whole(mismatch for mismatch in mismatches if not self._hides_much(mismatch.path))
         for line in map(str, mismatches):
             if line not in self.report.specialised:
                 self.report.specialised.append(line)
@@ -242,12 +241,12 @@ class Session:
 
     def _program(self, base: Recorder, train: Recorder, merged: Merged, partners: dict[int, int]) -> Program:
         records = base.records
-        stateful = {
+        lasting = {
             index
             for index, record in enumerate(records)
-            if record.stateful or (index in partners and train.records[partners[index]].stateful)
+            if record.lasting or (index in partners and train.records[partners[index]].lasting)
         }
-        live = live_records(records, merged.values, merged.output, stateful)
+        live = live_records(records, merged.values, merged.output, lasting)
         sources: dict[str, tuple[int, int]] = {}
         for position, dims in self.inputs.dims.items():
             for dim, symbol in dims.items():
