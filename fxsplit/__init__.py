@@ -1,1 +1,67 @@
-"""Split any PyTorch model into a shared trunk and M heads whose predictions are averaged."""
+"""Split any PyTorch model into a shared trunk and M heads whose predictions are averaged.
+
+`neurotrailify` does it in one call; `trace`, `find_cuts`, `split` and `sparsity.sparsify` are its parts.
+"""
+
+from __future__ import annotations
+
+from fxsplit._cuts import Crossing, Cut, Cuts, find_cuts
+from fxsplit._draw import Drawing, draw
+from fxsplit._errors import (
+    CutError,
+    ExportError,
+    FxSplitError,
+    FxSplitWarning,
+    NoEffectWarning,
+    SpecError,
+    SplitError,
+    TraceError,
+)
+from fxsplit._flops import layer_flops
+from fxsplit._head_loss import head_loss
+from fxsplit._io import load, save
+from fxsplit._networkx import to_networkx
+from fxsplit._neurotrailify import neurotrailify
+from fxsplit._split import split
+from fxsplit._split_model import SplitModel
+from fxsplit._split_report import SplitReport
+from fxsplit._summary import Summary, summary
+from fxsplit._trace import TracedModel, TraceReport, trace
+from fxsplit._vote import CallableVote, MeanVote, ProbVote
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CallableVote",
+    "Crossing",
+    "Cut",
+    "CutError",
+    "Cuts",
+    "Drawing",
+    "ExportError",
+    "FxSplitError",
+    "FxSplitWarning",
+    "MeanVote",
+    "NoEffectWarning",
+    "ProbVote",
+    "SpecError",
+    "SplitError",
+    "SplitModel",
+    "SplitReport",
+    "Summary",
+    "TraceError",
+    "TraceReport",
+    "TracedModel",
+    "__version__",
+    "draw",
+    "find_cuts",
+    "head_loss",
+    "layer_flops",
+    "load",
+    "neurotrailify",
+    "save",
+    "split",
+    "summary",
+    "to_networkx",
+    "trace",
+]
