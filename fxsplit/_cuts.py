@@ -111,7 +111,7 @@ def find_cuts(model_or_graph: nn.Module, example: Any = None, *, every_module: b
     Args:
         model_or_graph: A model, or what `fxsplit.trace` made of it.
         example: Example input; only used to trace a model.
-        every_module: List the end of every module, also those where no clean cut is (``cut.clean`` tells).
+        every_module: List the end of every module where a clean cut is, not only those of blocks.
 
     Returns:
         The cuts in order of execution. ``print`` shows them as a table.
@@ -132,7 +132,7 @@ def find_cuts(model_or_graph: nn.Module, example: Any = None, *, every_module: b
 
         graph = trace(graph, example)
     survey = Survey(graph)
-    exits = survey.exits if every_module else survey.blocks
+    exits = survey.clean_exits if every_module else survey.blocks
     return Cuts(cut_at(survey, path, moment) for path, moment in exits.items())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from fxsplit._copying import Memo, assemble, copy_values
 from fxsplit._emission import head_graph, head_outputs_graph, trunk_graph, whole_graph
 from fxsplit._errors import FxSplitWarning, SplitError
-from fxsplit._graph import require_traced
+from fxsplit._graph import is_source, require_traced
 from fxsplit._locate import At, Place, locate
 from fxsplit._partition import Partition, divide
+from fxsplit._spec import describe_example
 from fxsplit._split_model import SplitModel, SplitState
 from fxsplit._split_report import SplitReport
 from fxsplit._survey import Survey
@@ -101,12 +102,13 @@ def split(
         trace=getattr(graph, "report", None),
     )
     _warn_of_equal_heads(report, heads)
+    components = {"trunk": trunk, **{f"heads.{index}": head for index, head in enumerate(built)}}
     return SplitModel.build(
         whole_graph(flow, parts, heads),
         trunk,
         built,
         voting,
-        SplitState(head_outputs_graph(flow, parts, heads), place.cut, report, _origins(graph, trunk, built), _summary(graph)),
+        SplitState(head_outputs_graph(flow, parts, heads), place.cut, report, _origins(parts, components), _summary(graph)),
         _spec(graph, place, heads, init, vote, share, tied, seed),
         graph.training,
     )
@@ -174,14 +176,14 @@ def _warn_of_equal_heads(report: SplitReport, heads: int) -> None:
         )
 
 
-def _origins(graph: fx.GraphModule, trunk: nn.Module, heads: Sequence[nn.Module]) -> dict[str, str]:
-    known = {path for path, _ in getattr(graph, "source", graph).named_modules(remove_duplicate=False)}
-    components = {"trunk": trunk, **{f"heads.{index}": head for index, head in enumerate(heads)}}
+def _origins(parts: Partition, components: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Original paths of all copied modules; the containers around them are new and plain."""
+    sides = {name: parts.trunk if name == "trunk" else parts.head for name in components}
     return {
-        f"{prefix}.{path}": path
-        for prefix, component in components.items()
-        for path, _ in component.named_modules(remove_duplicate=False)
-        if path and path in known
+        f"{name}.{path}": path
+        for name, nodes in sides.items()
+        for target in dict.fromkeys(str(n.target) for n in nodes if n.op == "call_module" and not is_source(n))
+        for path, _ in components[name].get_submodule(target).named_modules(prefix=target, remove_duplicate=False)
     }
 
 
@@ -206,6 +208,7 @@ def _spec(
         "tied": tied,
         "seed": seed,
         "nodes": [node.name for node in graph.graph.nodes],
+        "example": describe_example(getattr(graph, "example", None)),
     }
 
 

@@ -51,6 +51,11 @@ class Survey:
         legal = {path: moment for path, moment in found.items() if moment is not None and self.is_inside(moment)}
         return dict(sorted(legal.items(), key=lambda item: (item[1], -item[0].count("."))))
 
+    @property
+    def clean_exits(self) -> dict[str, int]:
+        """Those exits at which the model may be split."""
+        return {path: moment for path, moment in self.exits.items() if self.judge(moment, path).clean}
+
     def exit(self, path: str) -> int | None:
         """The exit of a module, or of a list of modules that is never called itself."""
         inside = self.members.get(path)
