@@ -1,3 +1,7 @@
+# Tests read weights of layers and fields that may be None, which pyright cannot know to be there.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalOperand=false
+
 from __future__ import annotations
 
 import copy
