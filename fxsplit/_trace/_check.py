@@ -30,7 +30,8 @@ def check_model(model: Any) -> nn.Module:
     if isinstance(model, torch._dynamo.OptimizedModule):
         raise TraceError("the model was wrapped by torch.compile. Trace the original and compile the result.")
     if isinstance(model, fx.GraphModule):
-        raise TraceError(f"{kind} is already a traced or split model (a GraphModule). Pass the original model.")
+        done = "split already" if {"trunk", "heads", "vote"} <= model._modules.keys() else "a graph already"
+        raise TraceError(f"{kind} is {done} (a {type(model).__mro__[1].__name__}). Pass the original model.")
     _check_parts(model)
     return model
 
@@ -42,6 +43,10 @@ def _check_parts(model: nn.Module) -> None:
             raise TraceError(f"{where} is a ScriptModule. Replace it by its Python module.")
         if isinstance(module, torch._dynamo.OptimizedModule):
             raise TraceError(f"{where} was wrapped by torch.compile. Use the module inside it, and compile the result.")
+        if module._compiled_call_impl is not None:
+            raise TraceError(
+                f"{where} was compiled in place by its compile(). Trace it before, and compile the result."
+            )
         if parametrize.is_parametrized(module):
             raise TraceError(
                 f"{where} is parametrized. Call torch.nn.utils.parametrize.remove_parametrizations on it first; masks "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 
-from fxsplit._trace._inputs import Inputs
+from torch import nn
+
+from fxsplit._trace._inputs import Argument, Inputs, iterate_tensors
 from fxsplit._trace._report import TraceReport
 from fxsplit._trace._session import Recording
 
@@ -24,3 +27,20 @@ def describe(report: TraceReport, inputs: Inputs, recording: Recording, forced: 
             report.constants.append(f"{name} {tuple(value.shape)} {value.dtype} in {where}")
     report.coarse_leaves += forced.items()
     report.dropped += [line for line in dict.fromkeys(base.dropped) if line not in report.dropped]
+
+
+def shapes_of(arguments: Sequence[Argument]) -> str:
+    """The example's tensors: ``x: [2, 3, 8, 8]``."""
+    return ", ".join(
+        f"{argument.name}: {' '.join(str(list(tensor.shape)) for tensor in iterate_tensors(argument.value))}"
+        for argument in arguments
+        if argument.is_input
+    )
+
+
+def raised_in(model: nn.Module, error: BaseException) -> str:
+    """The innermost module of ``model`` whose code an exception passed through."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [paths[id(owner)] for owner in owners if id(owner) in paths]
+    return repr(found[-1]) if found and found[-1] else "its forward"

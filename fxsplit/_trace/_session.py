@@ -137,8 +137,8 @@ class Session:
             reasons.setdefault(self._around_leaves(problem.path), problem.why)
         if "" in reasons:
             raise TraceError(
-                f"{type(self.model).__name__} cannot be recorded: {reasons['']}. Move that code into a submodule, "
-                "which can then be kept whole."
+                f"{type(self.model).__name__} cannot be recorded: {reasons['']}. Move that code into a "
+                "module of its own, which can then be kept whole."
             )
         for path, why in reasons.items():
             if is_large(self.model, path):
@@ -222,7 +222,7 @@ class Session:
             if guard.follows_data and not guard.path:
                 raise TraceError(
                     f"{type(self.model).__name__}.forward itself branches on data, which no graph can follow: {guard}. "
-                    "Move the branch into a submodule, which is then kept whole, or write it with torch.where."
+                    "Move the branch into a module of its own, which is then kept whole, or write it with torch.where."
                 )
             if guard.follows_data or guard.origin & Origin.RANDOM:
                 self.warn(f"control flow follows data: {guard}; the graph always goes the way it went for the example")

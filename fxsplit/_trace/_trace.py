@@ -11,7 +11,7 @@ from torch import nn
 
 from fxsplit._errors import FxSplitWarning, TraceError
 from fxsplit._trace._check import check_leaves, check_model
-from fxsplit._trace._describe import describe
+from fxsplit._trace._describe import describe, raised_in, shapes_of
 from fxsplit._trace._emit import emit
 from fxsplit._trace._example import complete, infer_example
 from fxsplit._trace._fit import BATCH, Sizes
@@ -97,8 +97,8 @@ def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceRe
         _run(model, plan, {})
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__} rejects the example with {type(error).__name__}: {error}. Pass inputs that it "
-            "accepts in eval mode."
+            f"{type(model).__name__} rejects the example ({shapes_of(arguments)}) in {raised_in(model, error)} with "
+            f"{type(error).__name__}: {error}. Pass inputs that it accepts in eval mode."
         ) from error
     report.warnings.append(f"the graph holds for the example's batch size only: the model rejects others ({refused})")
     return plan
