@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,10 +19,10 @@ from recipes._demo_report import conventions, write_report
 from recipes._errors import RecipeError
 from recipes._methods import Method, full_ensemble, neurotrails, single_dense, treenet
 from recipes._models import digits_resnet
-from recipes._pool import run_all
+from recipes._pool import one_thread, run_all
 from recipes._run import Run, execute
 from recipes._settings import Settings, prepare_folder
-from recipes._tables import result_row, summarise, table, verdicts, write_csv
+from recipes._tables import Row, result_row, summarise, table, verdicts, write_csv
 
 SAVED = "neurotrails.safetensors"
 
@@ -62,7 +63,7 @@ def _digits(train: float, validation: float, limit: int | None) -> Data:
     return digits(train, validation, limit=limit)
 
 
-def run_job(job: Job, tick: Callable[[int], None]) -> Run:
+def run_job(job: Job, tick: Callable[[int], object]) -> Run:
     """Train and measure one system with one seed."""
     settings = job.settings
     saved = job.key == "neurotrails" and job.seed == 0
@@ -111,6 +112,7 @@ def train_all(settings: Settings, plans: dict[str, Plan]) -> list[Run]:
     return sorted(runs, key=lambda run: (order.index(run.key), run.seed))
 
 
+@one_thread()
 def demo(settings: Settings) -> bool:
     """Train, measure and compare the four systems, and write tables and the page.
 
@@ -123,32 +125,49 @@ def demo(settings: Settings) -> bool:
     started = time.perf_counter()
     prepare_folder(settings.out)
     data = load_data(settings)
-    for line in conventions(settings, data):
-        print(f"* {line}")
+    print_list(conventions(settings, data))
     plans = plan_all(settings)
-    print("\nTraining FLOPs, relative to the single dense network:")
-    for key, method in methods(settings).items():
-        print(f"  {method.label}: {plans[key].epochs} epochs x {plans[key].networks}, {plans[key].ratio:.2f}x")
+    print_list(budget_lines(settings, plans), "Training FLOPs, relative to the single dense network:")
 
     runs = train_all(settings, plans)
+    summary = write_tables(settings, runs)
+    print("\n" + text_table(*table(summary)))
+    print_list(verdicts(summary))
+
+    net, results = check(settings, data, next(run for run in runs if run.key == "neurotrails"))
+    print_list(map(str, results), "Checks of the trained NeuroTrails network:")
+    seconds = time.perf_counter() - started
+    write_report(settings.out / "report.html", settings, data, runs, summary, results, net, seconds)
+    print(f"\n{seconds:.0f} s. The results are in {settings.out}; open {settings.out / 'report.html'}")
+    return all(result.passed for result in results)
+
+
+def print_list(lines: Iterable[str], title: str = "") -> None:
+    """Print a title and one item per line, wrapped for a terminal."""
+    print(f"\n{title}" if title else "")
+    for line in lines:
+        print(textwrap.fill(line, 110, initial_indent="  * ", subsequent_indent="    "))
+
+
+def budget_lines(settings: Settings, plans: dict[str, Plan]) -> list[str]:
+    """Say how long each system trains and what that costs."""
+    labels = {key: method.label for key, method in methods(settings).items()}
+    return [
+        f"{labels[key]}: {planned.networks} x {planned.epochs} epochs ({planned.networks * planned.steps} steps), "
+        f"{planned.ratio:.2f}x ({planned.training_flops:.2e})"
+        for key, planned in plans.items()
+    ]
+
+
+def write_tables(settings: Settings, runs: list[Run]) -> list[Row]:
+    """Write the CSV files and return the summary."""
     rows = [result_row(run) for run in runs]
     summary = summarise(rows)
     write_csv(settings.out / "results.csv", rows)
     write_csv(settings.out / "summary.csv", summary)
-    write_csv(settings.out / "curves.csv", _with_run(runs, "curves"))
-    write_csv(settings.out / "topology.csv", _with_run(runs, "updates"))
-    print("\n" + text_table(*table(summary)) + "\n")
-    for line in verdicts(summary):
-        print(f"* {line}")
-
-    net, results = check(settings, data, next(run for run in runs if run.key == "neurotrails"))
-    print()
-    for result in results:
-        print(result)
-    seconds = time.perf_counter() - started
-    write_report(settings.out / "report.html", settings, data, runs, summary, results, net, seconds)
-    print(f"\n{seconds:.0f} s. Open {settings.out / 'report.html'}")
-    return all(result.passed for result in results)
+    write_csv(settings.out / "curves.csv", _rows_of(runs, "curves"))
+    write_csv(settings.out / "topology.csv", _rows_of(runs, "updates"))
+    return summary
 
 
 def check(settings: Settings, data: Data, run: Run) -> tuple[nn.Module, list[Check]]:
@@ -157,5 +176,5 @@ def check(settings: Settings, data: Data, run: Run) -> tuple[nn.Module, list[Che
     return net, [reloaded, exports(net, settings.out / "neurotrails.onnx", data.test.x)]
 
 
-def _with_run(runs: list[Run], rows: str) -> list[dict[str, object]]:
-    return [{"system": run.key, "seed": run.seed, **row} for run in runs for row in getattr(run, rows)]
+def _rows_of(runs: list[Run], attribute: str) -> list[Row]:
+    return [{"system": run.key, "seed": run.seed, **row} for run in runs for row in getattr(run, attribute)]

@@ -84,7 +84,8 @@ def full_ensemble(heads: int) -> Method:
 
 
 def _split_network(make: MakeNet, example: Tensor, seed: int, **surgery: Any) -> list[nn.Module]:
-    return [fxsplit.neurotrailify(seeded(make, seed), example=example, seed=seed, **surgery)]
+    # The vote is that of the results table: the mean of the probabilities (NeuroTrails, alg. 1).
+    return [fxsplit.neurotrailify(seeded(make, seed), example=example, vote="prob", seed=seed, **surgery)]
 
 
 def treenet(split: Split, heads: int) -> Method:

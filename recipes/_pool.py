@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing.queues import Queue
 from queue import Empty
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Tick = Callable[[int], None]
+Tick = Callable[[int], object]
 
 _ticks: Queue[int] | None = None
 
@@ -37,7 +37,8 @@ def run_all(
     """
     with tqdm(total=ticks, desc=title, unit="pass", smoothing=0.05) as bar:
         if workers == 1:
-            return [_single_threaded(work, job, lambda units: _advance(bar, [units])) for job in jobs]
+            with one_thread():
+                return [work(job, bar.update) for job in jobs]
         context = multiprocessing.get_context("spawn")
         queue = context.Queue()
         with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(queue,)) as pool:
@@ -46,26 +47,22 @@ def run_all(
                 pending = set(futures)
                 while pending:
                     done, pending = wait(pending, timeout=0.2)
-                    _advance(bar, _drain(queue))
+                    bar.update(_waiting(queue))
                     for future in done:
                         future.result()  # a failure ends the whole thing now, not after the last job
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        _advance(bar, _drain(queue))
+        bar.update(_waiting(queue))
         return [future.result() for future in futures]
 
 
-def _advance(bar: tqdm, ticks: Iterable[int]) -> None:
-    bar.update(sum(ticks))
-
-
-def _drain(queue: Queue[int]) -> list[int]:
-    received = []
+def _waiting(queue: Queue[int]) -> int:
+    total = 0
     with contextlib.suppress(Empty):
         while True:
-            received.append(queue.get_nowait())
-    return received
+            total += queue.get_nowait()
+    return total
 
 
 def _start_worker(queue: Queue[int]) -> None:
@@ -80,10 +77,12 @@ def _in_worker(work: Callable[[Job, Tick], Result], job: Job) -> Result:
     return work(job, _ticks.put)
 
 
-def _single_threaded(work: Callable[[Job, Tick], Result], job: Job, tick: Tick) -> Result:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread within the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return work(job, tick)
+        yield
     finally:
         torch.set_num_threads(threads)

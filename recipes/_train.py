@@ -75,7 +75,7 @@ def train(
     *,
     augment: Augment | None = None,
     attach: Attach | None = None,
-    on_epoch: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[], object] = lambda: None,
 ) -> History:
     """Train a network in place for a fixed number of epochs; the last epoch is the result, nothing is selected.
 

@@ -8,7 +8,7 @@ import torch
 from recipes._pool import run_all
 
 
-def double(job: int, tick: Callable[[int], None]) -> tuple[int, int]:
+def double(job: int, tick: Callable[[int], object]) -> tuple[int, int]:
     """Work that reports its progress, and the number of threads it had."""
     tick(1)
     if job < 0:
