@@ -12,7 +12,7 @@ import torch
 
 def derive_seed(*parts: int) -> int:
     """Return a 63-bit seed that depends on every part, so that no two (seed, head) pairs share a stream."""
-    return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0]) >> 1
 
 
 @contextmanager
