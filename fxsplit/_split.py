@@ -101,9 +101,10 @@ def split(
         init=rules,
         trace=getattr(graph, "report", None),
     )
-    _warn_of_equal_heads(report, heads)
+    if heads > 1:
+        _warn_of_equal_heads(report, dict(graph.named_parameters(remove_duplicate=False)))
     components = {"trunk": trunk, **{f"heads.{index}": head for index, head in enumerate(built)}}
-    return SplitModel.build(
+    net = SplitModel.build(
         whole_graph(flow, parts, heads),
         trunk,
         built,
@@ -112,6 +113,8 @@ def split(
         _spec(graph, place, heads, init, vote, share, tied, seed),
         graph.training,
     )
+    net.meta["batch"] = graph.meta["batch"]  # the shapes and FLOPs of the nodes are at this batch size
+    return net
 
 
 def check_arguments(heads: object, init: object, vote: object, tied: object = "untie") -> None:
@@ -165,11 +168,13 @@ def _like(original: Tensor, value: Tensor) -> Tensor:
     return value.detach()
 
 
-def _warn_of_equal_heads(report: SplitReport, heads: int) -> None:
-    if heads > 1 and report.not_redrawn:
-        listed = ", ".join(f"{path} ({rule})" for path, rule in list(report.not_redrawn.items())[:5])
+def _warn_of_equal_heads(report: SplitReport, parameters: Mapping[str, Tensor]) -> None:
+    """Single numbers are in the report only: nobody can tell a scale of 1 from a draw."""
+    equal = {path: rule for path, rule in report.not_redrawn.items() if path in parameters and parameters[path].numel() > 1}
+    if equal:
+        listed = ", ".join(f"{path} ({rule})" for path, rule in list(equal.items())[:5])
         warnings.warn(
-            f"{len(report.not_redrawn)} tensors could not be drawn anew and start equal in all heads: {listed}. "
+            f"{len(equal)} parameters could not be drawn anew and start equal in all heads: {listed}. "
             "Give init= a function that returns a new model.",
             FxSplitWarning,
             stacklevel=3,

@@ -71,6 +71,9 @@ class SplitModel(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> SplitModel:
         copied = super().__deepcopy__(memo)
         copied._bind()
+        # fx calls every copy GraphModule when it is printed.
+        for part in ("", "trunk", *(f"heads.{index}" for index in range(self.num_heads))):
+            type(copied.get_submodule(part)).__name__ = type(self.get_submodule(part)).__name__
         return copied
 
     @property
