@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import operator
 from typing import Any
 
@@ -52,12 +53,19 @@ _RANDOM = frozenset(
 )
 
 
+@functools.cache
+def _methods() -> dict[Any, str]:
+    """Names by function: an operator's function need not be called like the method (``**`` runs one named pow)."""
+    names = (name for name in dir(torch.Tensor) if callable(getattr(torch.Tensor, name, None)))
+    return {getattr(torch.Tensor, name): name for name in names}
+
+
 def as_node(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, Any]:
     """Return ``(op, target, (args, kwargs))`` for a call of ``func``."""
-    name = getattr(func, "__name__", "")
-    if name == "__get__":
+    if getattr(func, "__name__", "") == "__get__":
         return "call_function", builtins.getattr, ((args[0], func.__self__.__name__), {})
-    if getattr(torch.Tensor, name, None) is func:
+    name = _methods().get(func)
+    if name is not None:
         function = getattr(operator, name, None) if name.startswith("__") else None
         if function is not None and not kwargs:
             return "call_function", function, (args, kwargs)

@@ -245,7 +245,8 @@ class Recorder(TorchFunctionMode):
         random: bool = False,
     ) -> Ref:
         record = Record(op, target, args, kwargs or {}, tuple(self._open), grad=torch.is_grad_enabled())
-        record.flops = self._take_flops()
+        # Reading a parameter is recorded after the operation that needs it has run: the FLOPs are that operation's.
+        record.flops = 0 if op == "get_attr" else self._take_flops()
         record.lasting = self._random is not None and self._random.moved()
         record.origin = self._origin(record) | (Origin.RANDOM if random else Origin.NOTHING)
         record.mutates = tuple(storage for t in written or () if (storage := storage_id(t)) is not None)
