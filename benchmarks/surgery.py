@@ -174,7 +174,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--child", nargs=3, metavar=("MEASUREMENT", "CASE", "INIT"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        child(*options.child, options.repeat)
+        measurement, name, init = options.child
+        child(measurement, name, init, options.repeat)
         return
     machine = f"{torch.get_num_threads()} threads, {platform.machine()}"
     print(f"torch {torch.__version__}, {machine}, medians of {options.repeat}")

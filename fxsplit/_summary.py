@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from fxsplit._blocks import group_nodes
+from fxsplit._blocks import Group, group_nodes
 from fxsplit._cuts import find_cuts
 from fxsplit._flops import layer_flops, other_flops
 from fxsplit._ledger import Cost, Ledger
@@ -121,9 +121,11 @@ def summary(net: nn.Module, masks: Mapping[str, Tensor] | None = None, *, exampl
     rows: list[Row] = []
     parts: dict[str, Cost] = {}
     for component, nodes in ledger.components().items():
+        # What joins the heads belongs to no module of the original, whatever its nodes say.
+        groups = [Group("vote", False, tuple(nodes))] if component == "vote" else group_nodes(nodes, blocks)
         rows += [
             Row(component, group.path, group.is_block, len(group.nodes), _shape(group.nodes), ledger.cost(group.nodes))
-            for group in group_nodes(nodes, blocks)
+            for group in groups
         ]
         parts[component] = ledger.cost(nodes)
     total = ledger.cost(ledger.nodes, everything=True)

@@ -22,9 +22,9 @@ def grouped(nodes: list[fx.Node], blocks: list[str]) -> list[tuple[str, bool, in
 
 
 def test_blocks_and_what_lies_around_them() -> None:
-    nodes = chain(
-        ("m", "conv1"), ("m", "pool"), ("m", "layer.0.conv"), ("f", "layer.0"), ("m", "layer.1.conv"), ("f", ""), ("m", "fc")
-    )  # fmt: skip
+    around = [("m", "conv1"), ("m", "pool")], [("f", ""), ("m", "fc")]
+    blocks = [("m", "layer.0.conv"), ("f", "layer.0"), ("m", "layer.1.conv")]
+    nodes = chain(*around[0], *blocks, *around[1])
     assert grouped(nodes, ["layer.0", "layer.1"]) == [
         ("conv1 ... pool", False, 2),
         ("layer.0", True, 2),

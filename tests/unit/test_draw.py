@@ -65,9 +65,11 @@ def test_every_block_has_a_box_and_none_overlap(heads: int, trunk: int, in_head:
 @pytest.mark.parametrize("heads", [1, 4, 6, 8])
 def test_text_stays_inside_its_box(heads: int) -> None:
     svg = render(scene(heads, 2, 2, path="model.encoder.a_rather_long_name_for_a_container.layers"))
-    for group in ET.fromstring(svg).iter(f"{SVG}g"):
-        rect = next((r for r in group.iter(f"{SVG}rect") if r.attrib["fill"] == "#f1f3f5"), None)
-        for text in group.iter(f"{SVG}text") if rect is not None else ():
+    groups = [group for group in ET.fromstring(svg).iter(f"{SVG}g") if "#f1f3f5" in ET.tostring(group, "unicode")]
+    assert len(groups) == 2 + 2 * heads
+    for group in groups:
+        rect = next(group.iter(f"{SVG}rect"))
+        for text in group.iter(f"{SVG}text"):
             end = float(text.attrib["x"]) + 0.605 * float(text.attrib["font-size"]) * len(text.text or "")
             assert end <= float(rect.attrib["x"]) + float(rect.attrib["width"])
 
