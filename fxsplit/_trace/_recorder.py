@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from fxsplit._trace._align import Mismatch
@@ -70,6 +71,8 @@ class Recorder(TorchFunctionMode):
         self._is_leaf = is_leaf
         self._counter = counter
         self._random = RandomWatch(model) if watch_random else None
+        self._device_type = next((parameter.device.type for parameter in model.parameters()), "cpu")
+        self._autocast = torch.is_autocast_enabled(self._device_type)
         self._silent = 0
         self._open: list[str] = []
         self._known: dict[int, tuple[Any, Ref]] = {}
@@ -100,6 +103,7 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def _patched(self) -> Iterator[None]:
         call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
+        hook = saved_tensors_hooks.__enter__
 
         def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self._silent or threading.get_ident() != self._thread:
@@ -112,12 +116,18 @@ class Recorder(TorchFunctionMode):
                 return original(*args, **kwargs)
             return self._apply_function(original, cls, args)
 
+        def enter_hooks(hooks: saved_tensors_hooks) -> Any:
+            self._note_checkpoint()
+            return hook(hooks)
+
         nn.Module.__call__ = call_module
+        saved_tensors_hooks.__enter__ = enter_hooks
         torch.autograd.Function.apply = classmethod(apply_function)  # type: ignore[assignment]
         try:
             yield
         finally:
             nn.Module.__call__ = call
+            saved_tensors_hooks.__enter__ = hook
             torch.autograd.Function.apply = apply
 
     def __torch_function__(
@@ -129,6 +139,8 @@ class Recorder(TorchFunctionMode):
         given = list(tensors_in((args, kwargs)))
         versions = [_version(tensor) for tensor in given]
         self._take_flops()
+        if torch.is_autocast_enabled(self._device_type) != self._autocast:
+            self.failures.append(Mismatch(self._path, "it switches autocast on or off"))
         out = func(*args, **kwargs)
         written = [tensor for tensor, version in zip(given, versions, strict=True) if _version(tensor) != version]
         if not written and not has_tensors(out):
@@ -192,7 +204,7 @@ class Recorder(TorchFunctionMode):
 
     def _apply_function(self, apply: Any, cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
         if cls.__name__ == REENTRANT_CHECKPOINT:
-            self.dropped.append(f"gradient checkpointing in {self._path or 'the model itself'}")
+            self._note_checkpoint()
             function, _, *rest = args
             return function(*rest)
         with self._silence():
@@ -316,6 +328,10 @@ class Recorder(TorchFunctionMode):
 
     def _know(self, value: Any, ref: Ref) -> None:
         self._known[id(value)] = (value, ref)
+
+    def _note_checkpoint(self) -> None:
+        if not self._silent:
+            self.dropped.append(f"gradient checkpointing (hooks on saved tensors) in {self._path or 'the model itself'}")
 
     def _note_read(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
         if isinstance(out, torch.Size) and self.sizes_read is None and args[0].is_floating_point():

@@ -199,7 +199,7 @@ class Session:
             self._report_train_only(train, partners)
         compared = [*runs, train] if self.exact_train else runs
         self._keep_whole(differing_constants(base.records, [run.constants for run in compared]))
-        self._settle_guards([*base.guards, *train.guards])
+        self._settle_guards([*base.guards, *(train.guards if self.exact_train else [])])
         return self._program(base, train, merged, partners), assumed
 
     def _settle_sizes(self, mismatches: list[Mismatch]) -> bool:
