@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,7 +193,7 @@ def _export(wrapper: TensorsOnly, plan: Inputs, path: Path) -> OnnxReport:
     outputs = [f"{name}_out" if name in inputs else name for name, _ in results]
     dims = tuple(plan.dims.get(position, {}) for position in range(len(inputs)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             program = torch.onnx.export(
                 wrapper,
                 tuple(_tensors(plan, base)),
@@ -208,6 +212,26 @@ def _export(wrapper: TensorsOnly, plan: Inputs, path: Path) -> OnnxReport:
     total = sum(part.stat().st_size for part in path.parent.iterdir())
     dynamic = {name: dict(found) for name, found in zip(inputs, dims, strict=True) if found}
     return OnnxReport(path, total, tuple(inputs), tuple(outputs), dynamic, None, ())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back two messages of the exporter that say nothing to its user."""
+    folding = logging.getLogger("onnxscript.optimizer._constant_folding")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        # An attempt to compute a constant ahead of time; the node stays in the graph.
+        return not record.getMessage().startswith("Evaluation failed")
+
+    folding.addFilter(is_news)
+    try:
+        with warnings.catch_warnings():
+            # Two inputs have one batch size, and it is called the same: as intended.
+            same = r"# The axis name: (\w+) will not be used, since it shares .* with another axis: \1\."
+            warnings.filterwarnings("ignore", same, UserWarning)
+            yield
+    finally:
+        folding.removeFilter(is_news)
 
 
 def _check(wrapper: TensorsOnly, plan: Inputs, report: OnnxReport, rtol: float) -> OnnxReport:
