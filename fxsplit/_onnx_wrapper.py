@@ -79,6 +79,18 @@ def fold_parametrizations(net: nn.Module) -> None:
         try:
             with torch.no_grad():
                 for name in names:
+                    _own_class(module)
                     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"the weights of '{path}' can't be made plain ones: {error}") from error
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own.
+
+    torch keeps the property of a parametrized weight in a class that deep copies share: removing it from a copy would
+    take it from the original too.
+    """
+    shared = type(module)
+    members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, members)
