@@ -76,8 +76,8 @@ def _version(library: str) -> str | None:
 
 
 def encode(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metadata of the safetensors file."""
-    return {"format": FORMAT, "format_version": str(FORMAT_VERSION), "spec": json.dumps(spec)}
+    """Return the metadata of the safetensors file; one entry, because their order in the file is not defined."""
+    return {FORMAT: json.dumps({"format_version": FORMAT_VERSION, **spec})}
 
 
 def decode(header: Mapping[str, str] | None, path: str) -> dict[str, Any]:
@@ -86,17 +86,18 @@ def decode(header: Mapping[str, str] | None, path: str) -> dict[str, Any]:
     Raises:
         SpecError: If the file was not written by `fxsplit.save`, or by a newer version of it.
     """
-    if not header or header.get("format") != FORMAT or "spec" not in header:
+    if not header or FORMAT not in header:
         raise SpecError(
             f"'{path}' is a safetensors file, but not one written by fxsplit.save: its metadata holds "
-            f"{sorted(header or {})}, expected 'format': 'fxsplit'"
+            f"{sorted(header or {})}, expected '{FORMAT}'"
         )
-    if int(header["format_version"]) > FORMAT_VERSION:
+    spec = json.loads(header[FORMAT])
+    if spec["format_version"] > FORMAT_VERSION:
         raise SpecError(
-            f"'{path}' has format version {header['format_version']}, this fxsplit reads up to {FORMAT_VERSION}: "
+            f"'{path}' has format version {spec['format_version']}, this fxsplit reads up to {FORMAT_VERSION}: "
             "install a newer fxsplit"
         )
-    return json.loads(header["spec"])
+    return spec
 
 
 def check_nodes(saved: Sequence[str], found: Sequence[str], model: str, saved_versions: Mapping[str, str]) -> None:
