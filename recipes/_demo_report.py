@@ -142,17 +142,28 @@ def _training_figures(runs: Sequence[Run], look: plots.Looks) -> list[tuple[str,
 def _network(net: nn.Module, runs: Sequence[Run]) -> str:
     run = next(run for run in runs if run.layers and run.key == "neurotrails")
     drawing = f'<div class="wide drawing">{fxsplit.draw(net).svg}</div>'
-    updates: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for row in run.updates:
-        steps, counts = updates[row["component"]]
-        steps.append(row["step"])
-        counts.append(row["replaced"])
     drawings = [
         (plots.layer_densities(run.layers, run.plan.density), f"Density per layer (ERK), seed {run.seed}."),
+        (plots.topology_updates(_updates(run)), f"Topology updates of trunk and heads, seed {run.seed}."),
     ]
-    if updates:
-        drawings.append((plots.topology_updates(updates), f"Topology updates of trunk and heads, seed {run.seed}."))
     return drawing + html.figures(drawings)
+
+
+def _updates(run: Run) -> dict[str, plots.Series]:
+    """Steps and counts per component; components that always changed as many weights share one line."""
+    series: dict[str, dict[int, int]] = defaultdict(dict)
+    for row in run.updates:
+        series[row["component"]][row["step"]] = row["replaced"]
+    alike: dict[tuple[tuple[int, int], ...], list[str]] = defaultdict(list)
+    for component, counts in series.items():
+        alike[tuple(counts.items())].append(component)
+    return {
+        ", ".join(components) + (" (each)" if len(components) > 1 else ""): (
+            [step for step, _ in counts],
+            [count for _, count in counts],
+        )
+        for counts, components in alike.items()
+    }
 
 
 def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
