@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxsplit._trace._inputs import Example
@@ -63,3 +64,19 @@ class ModeSwitch(nn.Module):
     def extra_repr(self) -> str:
         """Show both values."""
         return f"train={self.in_train!r}, eval={self.in_eval!r}"
+
+
+class FunctionLeaf(nn.Module):
+    """A ``torch.autograd.Function`` as a module, so that a graph can call it whole."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        """Apply the function."""
+        return self.function.apply(*args)
+
+    def extra_repr(self) -> str:
+        """Name the function."""
+        return self.function.__name__

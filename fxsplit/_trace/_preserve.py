@@ -112,20 +112,20 @@ def preserved(model: nn.Module) -> Iterator[Snapshot]:
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Give torch, numpy and random their generator states back on exit."""
-    python, array = random.getstate(), numpy.random.get_state()
+    python, array = random.getstate(), numpy.random.get_state()  # noqa: NPY002 - a model may use the global one
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             random.setstate(python)
-            numpy.random.set_state(array)
+            numpy.random.set_state(array)  # noqa: NPY002
 
 
 def seed_everything(seed: int = 0) -> None:
     """Start torch, numpy and random from one seed, so that every run draws the same numbers."""
     torch.manual_seed(seed)
-    numpy.random.seed(seed)
+    numpy.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
 
 
@@ -134,7 +134,7 @@ class RandomWatch:
 
     def __init__(self, model: nn.Module) -> None:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self._generator = torch.random.default_generator
+        self._generator = torch.default_generator
         if device.type == "cuda":
             self._generator = torch.cuda.default_generators[device.index or 0]
         self._state = self._read()

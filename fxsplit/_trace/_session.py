@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +55,8 @@ class Session:
     def run(self) -> Recording:
         """Record, align and merge; on disagreement change the plan and start again."""
         for _ in range(_MAX_ROUNDS):
-            try:
+            with suppress(_Retry):
                 return self._attempt()
-            except _Retry:
-                continue
         raise TraceError(
             f"{type(self.model).__name__} still records differently from run to run after {_MAX_ROUNDS} attempts; "
             f"kept whole so far: {', '.join(self.forced) or 'nothing'}. Name larger modules with leaf=[...]."
@@ -225,7 +224,9 @@ class Session:
                     "Move the branch into a module of its own, which is then kept whole, or write it with torch.where."
                 )
             if guard.follows_data or guard.origin & Origin.RANDOM:
-                self.warn(f"control flow follows data: {guard}; the graph always goes the way it went for the example")
+                self.warn(
+                    f"control flow follows data: {guard}, and so it is in the graph. leaf=[...] keeps modules whole"
+                )
         for line in map(str, guards):
             if line not in self.report.guards:
                 self.report.guards.append(line)

@@ -14,7 +14,7 @@ from fxsplit._trace._check import check_leaves, check_model
 from fxsplit._trace._describe import describe, raised_in, shapes_of
 from fxsplit._trace._emit import emit
 from fxsplit._trace._example import complete, infer_example
-from fxsplit._trace._fit import BATCH, Sizes
+from fxsplit._trace._fit import BATCH
 from fxsplit._trace._inputs import Argument, Inputs, as_example, bind, fixed, symbolic
 from fxsplit._trace._model import META_KEY, Provenance, TracedModel
 from fxsplit._trace._preserve import preserved, seed_everything
@@ -86,16 +86,13 @@ def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceRe
     plans = [plan] if plan.dims == without_vectors.dims else [plan, without_vectors]
     refused: Exception | None = None
     for plan in plans:
-        try:
-            _run(model, plan, plan.largest())
-        except Exception as error:
-            refused = refused or error
-        else:
+        error = _refusal(model, plan)
+        if error is None:
             return plan
+        refused = refused or error
     plan = fixed(arguments)
-    try:
-        _run(model, plan, {})
-    except Exception as error:
+    error = _refusal(model, plan)
+    if error is not None:
         raise TraceError(
             f"{type(model).__name__} rejects the example ({shapes_of(arguments)}) in {raised_in(model, error)} with "
             f"{type(error).__name__}: {error}. Pass inputs that it accepts in eval mode."
@@ -104,12 +101,17 @@ def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceRe
     return plan
 
 
-def _run(model: nn.Module, inputs: Inputs, sizes: Sizes) -> None:
-    args, kwargs, _ = inputs.make(sizes)
+def _refusal(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """Run the model at the largest sizes and return what it raises."""
+    args, kwargs, _ = inputs.make(inputs.largest())
     model.eval()
     seed_everything()
-    with torch.no_grad():
-        model(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
 
 
 def _emit(model: nn.Module, session: Session, recording: Recording) -> tuple[TracedModel, str | None]:

@@ -1,0 +1,59 @@
+"""Routes module calls and autograd functions through a recorder while it runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class Listener(Protocol):
+    """What is told about calls; ``original`` runs what would have run."""
+
+    def call_module(self, original: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module is called."""
+
+    def apply_function(self, original: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+        """An autograd function is applied."""
+
+    def hook_saved_tensors(self) -> None:
+        """Hooks on saved tensors are installed: gradient checkpointing or offloading."""
+
+
+@contextmanager
+def patched(listener: Listener) -> Iterator[None]:
+    """Tell ``listener`` about the calls that this thread makes."""
+    call, enter = nn.Module.__call__, saved_tensors_hooks.__enter__
+    apply = torch.autograd.Function.__dict__["apply"]
+    thread = threading.get_ident()
+
+    def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return call(module, *args, **kwargs)
+        return listener.call_module(call, module, args, kwargs)
+
+    def apply_function(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        original = apply.__get__(None, cls)
+        if threading.get_ident() != thread or kwargs:
+            return original(*args, **kwargs)
+        return listener.apply_function(original, cls, args)
+
+    def enter_hooks(self: saved_tensors_hooks) -> None:
+        if threading.get_ident() == thread:
+            listener.hook_saved_tensors()
+        enter(self)
+
+    nn.Module.__call__ = call_module
+    torch.autograd.Function.apply = classmethod(apply_function)  # type: ignore[assignment]
+    saved_tensors_hooks.__enter__ = enter_hooks
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = call
+        torch.autograd.Function.apply = apply
+        saved_tensors_hooks.__enter__ = enter
