@@ -114,11 +114,12 @@ def _crossing(graph: fx.GraphModule) -> list[str]:
     cut: Any = getattr(graph, "cut", None)
     if cut is None:
         return []
-    lines = [f"cut after {cut.path or 'the inputs'}"]
+    lines = [f"cut after {cut.path}" if cut.path else "cut before the first layer"]
     for tensor in sorted(cut.crossing, key=lambda crossing: not crossing.main):
         shape = "x".join(map(str, tensor.shape or ())) or "scalar"
         dtype = str(tensor.dtype).removeprefix("torch.")
-        lines.append(f"{tensor.name} {shape} {dtype}" + ("" if tensor.main else " (side input)"))
+        side = "" if tensor.main else f", side input{f' from {tensor.path}' if tensor.path else ''}"
+        lines.append(f"{tensor.name} {shape} {dtype}{side}")
     return lines
 
 

@@ -54,6 +54,7 @@ class Ledger:
         self.numel = {names[id(parameter)]: parameter.numel() for parameter in graph.parameters()}
         self.active = self.numel | _active(graph, names, masks)
         self.batch = recorded_batch(graph)
+        self.split = isinstance(graph._modules.get("heads"), nn.ModuleList) and "trunk" in graph._modules
         self.prefix: dict[fx.Node, str] = {}
         self.costs: dict[fx.Node, NodeCost] = {}
         self.uses: dict[fx.Node, frozenset[str]] = {}
@@ -70,11 +71,11 @@ class Ledger:
 
     def components(self) -> dict[str, list[fx.Node]]:
         """Nodes by component, in graph order: ``trunk``, ``heads.<i>``, ``vote``; ``model`` if it is not split."""
-        split = "trunk" in self.prefix.values() or any(p.startswith("heads.") for p in self.prefix.values())
         found: dict[str, list[fx.Node]] = {}
         for node, prefix in self.prefix.items():
-            part = prefix if prefix == "trunk" or prefix.startswith("heads.") else "vote" if split else "model"
-            found.setdefault(part, []).append(node)
+            # Between trunk, heads and vote a split model only hands values on.
+            if prefix or not self.split or node.target == "vote":
+                found.setdefault(prefix or ("vote" if self.split else "model"), []).append(node)
         return found
 
     def cost(self, nodes: Iterable[fx.Node], everything: bool = False) -> Cost:

@@ -40,7 +40,7 @@ class Row:
     cost: Cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """Rows per block and totals, plain data; prints as text and displays as HTML.
 
@@ -88,6 +88,8 @@ class Summary:
 
     def __str__(self) -> str:
         return as_text(self)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return as_html(self)
