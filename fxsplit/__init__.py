@@ -22,6 +22,7 @@ from fxsplit._head_loss import head_loss
 from fxsplit._io import load, save
 from fxsplit._networkx import to_networkx
 from fxsplit._neurotrailify import neurotrailify
+from fxsplit._onnx import OnnxReport, export_onnx
 from fxsplit._split import split
 from fxsplit._split_model import SplitModel
 from fxsplit._split_report import SplitReport
@@ -43,6 +44,7 @@ __all__ = [
     "FxSplitWarning",
     "MeanVote",
     "NoEffectWarning",
+    "OnnxReport",
     "ProbVote",
     "SpecError",
     "SplitError",
@@ -54,6 +56,7 @@ __all__ = [
     "TracedModel",
     "__version__",
     "draw",
+    "export_onnx",
     "find_cuts",
     "head_loss",
     "layer_flops",
