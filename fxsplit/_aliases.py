@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import fx, nn
@@ -12,13 +12,58 @@ from fxsplit._graph import fetch, is_getter, is_size, is_tensor, target_name
 
 # Return their argument itself under some condition (dtype already right, evaluation mode) that no schema mentions.
 _MAYBE_IDENTITY = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout type type_as float "
-    "double half bfloat16 int long bool cuda cpu requires_grad_ pad expand_as broadcast_tensors atleast_1d atleast_2d "
-    "atleast_3d checkpoint".split()
+    [
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "feature_dropout",
+        "feature_alpha_dropout",
+        "type",
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "int",
+        "long",
+        "bool",
+        "cuda",
+        "cpu",
+        "requires_grad_",
+        "pad",
+        "expand_as",
+        "broadcast_tensors",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+        "checkpoint",
+    ]
 )
 _OPERATORS = frozenset(
-    "__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ "
-    "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split()
+    [
+        "__iadd__",
+        "__isub__",
+        "__imul__",
+        "__itruediv__",
+        "__ifloordiv__",
+        "__imod__",
+        "__ipow__",
+        "__iand__",
+        "__ior__",
+        "__ixor__",
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "ifloordiv",
+        "imod",
+        "ipow",
+        "iand",
+        "ior",
+        "ixor",
+    ]
 )
 _ITEM_WRITES = frozenset({"setitem", "__setitem__"})
 
@@ -132,7 +177,7 @@ def _inplace_requested(node: fx.Node) -> bool:
     return position is not None and position < len(node.args) and node.args[position] is not False
 
 
-@lru_cache(maxsize=None)
+@cache
 def _inplace_position(function: object) -> int | None:
     try:
         names = list(inspect.signature(function).parameters)  # type: ignore[arg-type]
@@ -141,7 +186,7 @@ def _inplace_position(function: object) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schemas(name: str) -> tuple[torch.FunctionSchema, ...]:
     return tuple(torch._C._jit_get_schemas_for_operator(f"aten::{name}"))
 
@@ -150,7 +195,7 @@ def _is_known(name: str) -> bool:
     return bool(_schemas(name)) or hasattr(torch.nn.functional, name) or hasattr(torch, name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _returns_view(name: str) -> bool:
     return any(
         value.alias_info is not None and not value.alias_info.is_write

@@ -42,7 +42,11 @@ def _kinds(instances: Iterable[Instance], containers: bool) -> set[type[nn.Modul
     ordered = sorted(instances, key=lambda i: id(i.kind))
     for kind, group in groupby(ordered, key=lambda i: i.kind):
         members = [i for i in group if i.composite]
-        if len(members) >= 2 and (kind in _CONTAINERS) == containers and 4 * sum(i.clean for i in members) >= 3 * len(members):
+        if (
+            len(members) >= 2
+            and (kind in _CONTAINERS) == containers
+            and 4 * sum(i.clean for i in members) >= 3 * len(members)
+        ):
             found.add(kind)
     return found
 

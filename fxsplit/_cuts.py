@@ -70,7 +70,17 @@ class Cut:
 class Cuts(tuple[Cut, ...]):
     """A tuple of cuts in the order of execution, shown as a table."""
 
-    _HEADERS = ("index", "path", "main tensor", "side inputs", "params before", "after", "FLOPs before", "after", "clean")
+    _HEADERS = (
+        "index",
+        "path",
+        "main tensor",
+        "side inputs",
+        "params before",
+        "after",
+        "FLOPs before",
+        "after",
+        "clean",
+    )
 
     def _rows(self) -> list[list[object]]:
         from fxsplit._table import human

@@ -21,7 +21,9 @@ def require_traced(graph: object) -> fx.GraphModule:
         SplitError: It is something else.
     """
     if not isinstance(graph, fx.GraphModule):
-        raise SplitError(f"Expected a traced graph, got {type(graph).__name__}. Make one with fxsplit.trace(model, example).")
+        raise SplitError(
+            f"Expected a traced graph, got {type(graph).__name__}. Make one with fxsplit.trace(model, example)."
+        )
     if "fxsplit_spec" in graph.meta:
         raise SplitError("This model is split already. Cut and split the original model instead.")
     if not all("modules" in node.meta for node in graph.graph.nodes if node.op != "output"):
@@ -131,8 +133,5 @@ def named_tensors(root: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[tuple[s
         if isinstance(value, Tensor):
             yield target, value
         elif isinstance(value, nn.Module):
-            for name, tensor in (
-                *value.named_parameters(prefix=target, remove_duplicate=False),
-                *value.named_buffers(prefix=target, remove_duplicate=False),
-            ):
-                yield name, tensor
+            yield from value.named_parameters(prefix=target, remove_duplicate=False)
+            yield from value.named_buffers(prefix=target, remove_duplicate=False)

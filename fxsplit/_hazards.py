@@ -49,7 +49,9 @@ class Hazards:
     to_sink: frozenset[fx.Node]
 
 
-def find_hazards(memory: Memory, head: Iterable[fx.Node], entering: Collection[fx.Node], returned: Collection[fx.Node]) -> Hazards:
+def find_hazards(
+    memory: Memory, head: Iterable[fx.Node], entering: Collection[fx.Node], returned: Collection[fx.Node]
+) -> Hazards:
     """Examine the writes of a head.
 
     Args:

@@ -37,7 +37,11 @@ def head_loss(net: nn.Module, criterion: Callable[[Any, Any], Tensor], *inputs_a
     """
     head_outputs = getattr(net, "head_outputs", None)
     if head_outputs is None:
-        hint = " Wrapped models (DistributedDataParallel) hide their heads: pass the model inside." if hasattr(net, "module") else ""
+        hint = (
+            " Wrapped models (DistributedDataParallel) hide their heads: pass the model inside."
+            if hasattr(net, "module")
+            else ""
+        )
         raise SplitError(f"head_loss needs a split model, got {type(net).__name__}; make one with fxsplit.split.{hint}")
     if len(inputs_and_target) < 2:
         raise SplitError("head_loss(net, criterion, x, y) needs at least one input and the target.")

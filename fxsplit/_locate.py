@@ -43,7 +43,9 @@ def locate(survey: Survey, at: At) -> Place:
     blocks = list(survey.blocks)
     if isinstance(at, float):
         if not 0 < at <= 1:
-            raise CutError(f"split={at} as a share of the blocks must be above 0 and at most 1; an empty trunk is split=0.")
+            raise CutError(
+                f"split={at} as a share of the blocks must be above 0 and at most 1; an empty trunk is split=0."
+            )
         if not blocks:
             raise CutError("This model has no blocks to share out; name the last module of the trunk by its path.")
         at = max(1, round(at * len(blocks)))
@@ -96,7 +98,9 @@ def _illegal(survey: Survey, path: str, moment: int) -> str:
     before, after = (_nearest(survey, moment, before=b) for b in (True, False))
     near = f"Nearest legal cuts: {before or 'the empty trunk (split=0)'} before it, {after or 'none'} after it."
     if verdict.main is None:
-        return f"No clean cut after {path!r}: nothing that depends on the model's inputs has been computed there. {near}"
+        return (
+            f"No clean cut after {path!r}: nothing that depends on the model's inputs has been computed there. {near}"
+        )
     crossing = [_tensor(survey, node.name) for node in (verdict.main, *verdict.sides)]
     blocking = " and ".join(repr(node.name) for node in verdict.blocking)
     return (

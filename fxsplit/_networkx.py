@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from fxsplit._errors import FxSplitError
-from fxsplit._graph import named_tensors, output_node
+from fxsplit._graph import is_getter, named_tensors, output_node
+from fxsplit._split_model import SPEC
 
 if TYPE_CHECKING:
     import networkx
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 def to_networkx(graph: fx.GraphModule) -> networkx.DiGraph:
     """The data flow of a traced or split model as a directed graph, for analysis.
 
-    A node has the name of its fx node (inside trunk and heads with a prefix: ``'heads.0.fc'``) and the attributes ``op``,
-    ``path``, ``shape``, ``dtype``, ``flops``, ``params`` (parameters that it uses) and ``component`` (``'trunk'``, ``'heads.0'``,
-    ``'vote'``, or ``''`` outside of them). In a split model the trunk's results point directly to their readers in the
-    heads.
+    A node has the name of its fx node (inside trunk and heads with a prefix: ``'heads.0.fc'``) and the attributes
+    ``op``, ``path``, ``shape``, ``dtype``, ``flops``, ``params`` (parameters that it uses) and ``component``
+    (``'trunk'``, ``'heads.0'``, ``'vote'``, or ``''`` outside of them). In a split model the trunk's results point
+    directly to their readers in the heads.
 
     Args:
         graph: From `fxsplit.trace` or `fxsplit.split`.
@@ -45,7 +46,9 @@ def to_networkx(graph: fx.GraphModule) -> networkx.DiGraph:
     return result
 
 
-def _add(result: networkx.DiGraph, module: fx.GraphModule, prefix: str, names: dict[fx.Node, list[str]]) -> list[list[str]]:
+def _add(
+    result: networkx.DiGraph, module: fx.GraphModule, prefix: str, names: dict[fx.Node, list[str]]
+) -> list[list[str]]:
     """Add the nodes of a graph; ``names`` says what its placeholders stand for. Returns what its results stand for."""
     for node in module.graph.nodes:
         callee = module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -53,22 +56,23 @@ def _add(result: networkx.DiGraph, module: fx.GraphModule, prefix: str, names: d
             continue
         if isinstance(callee, fx.GraphModule):
             inside = [n for n in callee.graph.nodes if n.op == "placeholder"]
-            given = {inner: names[outer] for inner, outer in zip(inside, node.args, strict=True) if isinstance(outer, fx.Node)}
+            given = {
+                inner: names[outer]
+                for inner, outer in zip(inside, node.args, strict=True)
+                if isinstance(outer, fx.Node)
+            }
             results = _add(result, callee, f"{node.target}.", given)
             names[node] = [name for one in results for name in one]
             if isinstance(output_node(callee.graph).args[0], tuple):
-                names |= {u: results[u.args[1]] for u in node.users if u.target.__name__ == "getitem"}
+                names |= {user: results[int(str(user.args[1]))] for user in node.users if is_getter(user)}
             continue
         names[node] = [prefix + node.name]
-        result.add_node(names[node][0], op=node.op, component=prefix[:-1] or _component(callee), **_facts(module, node))
+        component = prefix[:-1] or ("vote" if node.target == "vote" and SPEC in module.meta else "")
+        result.add_node(names[node][0], op=node.op, component=component, **_facts(module, node))
         for value in node.all_input_nodes:
             result.add_edges_from((source, names[node][0]) for source in names[value])
     returned = output_node(module.graph).args[0]
     return [names[value] for value in (returned if isinstance(returned, tuple) else (returned,))] if prefix else []
-
-
-def _component(callee: nn.Module | None) -> str:
-    return "" if callee is None else "vote" if hasattr(callee, "forward") and type(callee).__name__.endswith("Vote") else ""
 
 
 def _facts(module: fx.GraphModule, node: fx.Node) -> dict[str, object]:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from fxsplit._locate import At
-from fxsplit._split import Init, check_arguments, split as split_graph
+from fxsplit._split import Init, check_arguments
+from fxsplit._split import split as split_graph
 from fxsplit._split_model import SplitModel
 from fxsplit._trace import trace
 from fxsplit._vote import Vote
@@ -43,6 +44,7 @@ def neurotrailify(
         TraceError: The model cannot be traced.
         CutError: ``split`` is no legal cut.
         SplitError: Another argument of the surgery is not acceptable.
+        sparsity.AllocationError: ``sparsity`` or ``allocation`` is not acceptable.
 
     Example:
         >>> import torch, fxsplit
@@ -51,9 +53,19 @@ def neurotrailify(
         3
     """
     check_arguments(heads, init, vote)
+    _check_masks(sparsity, allocation)
     net = split_graph(trace(model, example), split, heads, init, vote, seed=seed)
     if sparsity:
         from sparsity import sparsify
 
         sparsify(net, sparsity, allocation, seed=seed)
     return net
+
+
+def _check_masks(sparsity: float | None, allocation: str) -> None:
+    """Reject what no network could be masked with, before the model is traced."""
+    if sparsity is not None:
+        from sparsity import allocate
+
+        # One large weight meets every acceptable sparsity. Paths in a dict can only be judged with the network at hand.
+        allocate({"weight": (1 << 30, 1 << 30)}, sparsity, allocation if isinstance(allocation, str) else "erk")

@@ -109,7 +109,9 @@ def split(
         trunk,
         built,
         voting,
-        SplitState(head_outputs_graph(flow, parts, heads), place.cut, report, _origins(parts, components), _summary(graph)),
+        SplitState(
+            head_outputs_graph(flow, parts, heads), place.cut, report, _origins(parts, components), _summary(graph)
+        ),
         _spec(graph, place, heads, init, vote, share, tied, seed),
         graph.training,
     )
@@ -154,8 +156,11 @@ def _draws(
         return
     from fxsplit._init import fresh_heads
 
-    source: nn.Module = getattr(graph, "source")
-    known = [name for name, _ in (*source.named_parameters(remove_duplicate=False), *source.named_buffers(remove_duplicate=False))]
+    source: nn.Module = graph.source
+    known = [
+        name
+        for name, _ in (*source.named_parameters(remove_duplicate=False), *source.named_buffers(remove_duplicate=False))
+    ]
     owned = owned_paths(graph, parts.head, known, kept)
     for draw in fresh_heads(source, list(owned), heads, seed, None if init == "fresh" else init):  # type: ignore[arg-type]
         rules.update(draw.rule)
@@ -170,7 +175,9 @@ def _like(original: Tensor, value: Tensor) -> Tensor:
 
 def _warn_of_equal_heads(report: SplitReport, parameters: Mapping[str, Tensor]) -> None:
     """Single numbers are in the report only: nobody can tell a scale of 1 from a draw."""
-    equal = {path: rule for path, rule in report.not_redrawn.items() if path in parameters and parameters[path].numel() > 1}
+    equal = {
+        path: rule for path, rule in report.not_redrawn.items() if path in parameters and parameters[path].numel() > 1
+    }
     if equal:
         listed = ", ".join(f"{path} ({rule})" for path, rule in list(equal.items())[:5])
         warnings.warn(

@@ -65,7 +65,7 @@ class SplitModel(fx.GraphModule):
         """Compile the graph behind `head_outputs` into a method, as fx does with the graph behind ``forward``."""
         code = self._state.head_outputs.python_code("self")
         namespace = dict(code.globals)
-        exec(code.src, namespace)  # noqa: S102 - the source is fx's own rendering of the graph
+        exec(code.src, namespace)
         type(self)._run_heads = namespace["forward"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SplitModel:

@@ -83,7 +83,11 @@ class Survey:
     def _is_composite(self, path: str) -> bool:
         below = [n for n in self.members[path] if n.meta["modules"][-1] != path]
         is_leaf = any(n.op == "call_module" and n.target == path for n in self.members[path])
-        return not is_leaf and len(below) >= 2 and any(isinstance(t, nn.Parameter) for _, t in named_tensors(self.root, below))
+        return (
+            not is_leaf
+            and len(below) >= 2
+            and any(isinstance(t, nn.Parameter) for _, t in named_tensors(self.root, below))
+        )
 
     def _is_clean_exit(self, path: str) -> bool:
         return path in self.exits and self.judge(self.exits[path], path).clean

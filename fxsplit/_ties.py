@@ -39,7 +39,9 @@ def shared_targets(root: fx.GraphModule, parts: Partition, share: Sequence[str])
         SplitError: A path is unknown, or not (only) in the heads.
     """
     if isinstance(share, str):
-        raise SplitError(f"share must be a sequence of module paths, got the string {share!r}; write share=({share!r},).")
+        raise SplitError(
+            f"share must be a sequence of module paths, got the string {share!r}; write share=({share!r},)."
+        )
     targets: list[str] = []
     in_trunk = _targets(parts.trunk)
     in_head = _targets(parts.head)
@@ -79,7 +81,9 @@ def instances(root: nn.Module, targets: Iterable[str], memo: Memo) -> Memo:
     return kept
 
 
-def owned_paths(root: nn.Module, nodes: Iterable[fx.Node], known: Iterable[str], exclude: Iterable[int]) -> dict[str, Tensor]:
+def owned_paths(
+    root: nn.Module, nodes: Iterable[fx.Node], known: Iterable[str], exclude: Iterable[int]
+) -> dict[str, Tensor]:
     """Tensors of a head that have a name in the user's model, each once; without those in ``exclude``."""
     names, seen = set(known), set(exclude)
     owned: dict[str, Tensor] = {}

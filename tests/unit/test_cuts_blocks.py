@@ -1,0 +1,161 @@
+"""Which module classes count as blocks, on well-known architectures."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from torch import nn
+
+import fxsplit
+from fxsplit._block_classes import Instance, block_paths
+
+
+def timm_paths(name: str, size: int = 32, **options: object) -> list[str]:
+    model = timm.create_model(name, **options)
+    return [cut.path for cut in fxsplit.find_cuts(model, torch.zeros(2, 3, size, size))]
+
+
+def numbered(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}.{index}" for index in range(count)]
+
+
+def test_resnet50_has_16_blocks() -> None:
+    expected = [f"layer{stage}.{i}" for stage, count in enumerate((3, 4, 6, 3), 1) for i in range(count)]
+    traced = fxsplit.trace(timm.create_model("resnet50", num_classes=4), torch.zeros(2, 3, 32, 32))
+    assert [cut.path for cut in fxsplit.find_cuts(traced)] == expected
+    for at in (6, 6 / 16, 0.4):
+        assert fxsplit.split(traced, at, heads=1, init="copy").cut.path == "layer2.2"
+
+
+def test_densenet_has_dense_blocks_and_transitions() -> None:
+    assert timm_paths("densenet121", growth_rate=4, block_config=(2, 2, 2)) == [
+        "features.denseblock1",
+        "features.transition1",
+        "features.denseblock2",
+        "features.transition2",
+        "features.denseblock3",
+    ]
+
+
+def test_vision_transformer_has_its_layers() -> None:
+    assert timm_paths("vit_tiny_patch16_224", img_size=32, embed_dim=12) == numbered("blocks", 12)
+
+
+def test_swin_has_its_blocks_and_patch_mergings() -> None:
+    assert timm_paths(
+        "swin_tiny_patch4_window7_224", 56, img_size=56, embed_dim=6, depths=(2, 1, 2), num_heads=(1, 1, 1)
+    ) == [
+        "layers.0.blocks.0",
+        "layers.0.blocks.1",
+        "layers.1.downsample",
+        "layers.1.blocks.0",
+        "layers.2.downsample",
+        "layers.2.blocks.0",
+        "layers.2.blocks.1",
+    ]
+
+
+def test_efficientnet_b0_has_its_inverted_residuals() -> None:
+    expected = [f"blocks.{stage}.{i}" for stage, count in enumerate((2, 2, 3, 3, 4, 1), 1) for i in range(count)]
+    assert timm_paths("efficientnet_b0", num_classes=4) == expected
+
+
+def test_convnext_has_blocks_not_stages() -> None:
+    paths = timm_paths("convnext_atto", depths=(1, 2, 1, 1), dims=(4, 4, 8, 8))
+    assert paths == [
+        "stages.0.blocks.0",
+        "stages.1.blocks.0",
+        "stages.1.blocks.1",
+        "stages.2.blocks.0",
+        "stages.3.blocks.0",
+    ]
+
+
+def test_mixer_block_is_one_block_though_it_holds_two_mlps() -> None:
+    model = timm.models.mlp_mixer.MlpMixer(img_size=32, embed_dim=8, num_blocks=3)
+    assert [cut.path for cut in fxsplit.find_cuts(model, torch.zeros(2, 3, 32, 32))] == numbered("blocks", 3)
+
+
+def test_vgg16_bn_is_cut_before_every_layer() -> None:
+    model = torchvision.models.vgg16_bn(num_classes=4)
+    model.classifier = nn.Sequential(nn.Linear(512 * 49, 2), nn.ReLU(), nn.Dropout(), nn.Linear(2, 2))
+    paths = [cut.path for cut in fxsplit.find_cuts(model, torch.zeros(2, 3, 32, 32))]
+    assert len(paths) == 13 + 2 - 1
+    assert paths[:2] == ["features.2", "features.6"]
+    assert paths[-2:] == ["avgpool", "classifier.2"]
+
+
+def test_llama_has_its_decoder_layers() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, pad_token_id=0
+    )
+    model = transformers.LlamaForCausalLM(config)
+    traced = fxsplit.trace(
+        model, {"input_ids": torch.randint(1, 20, (2, 5)), "attention_mask": torch.ones(2, 5).long()}
+    )
+    assert [cut.path for cut in fxsplit.find_cuts(traced)] == numbered("model.layers", 3)
+    assert fxsplit.split(traced, 1 / 3, heads=1, init="copy").cut.path == "model.layers.0"
+
+
+def test_bert_has_its_layers() -> None:
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.BertForSequenceClassification(config)
+    example = {"input_ids": torch.randint(1, 20, (2, 5)), "attention_mask": torch.ones(2, 5).long()}
+    assert [cut.path for cut in fxsplit.find_cuts(model, example)] == numbered("bert.encoder.layer", 2)
+
+
+def test_t5_has_encoder_and_decoder_blocks() -> None:
+    config = transformers.T5Config(
+        vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    example = {"input_ids": torch.randint(1, 20, (2, 5)), "decoder_input_ids": torch.randint(1, 20, (2, 4))}
+    expected = [*numbered("encoder.block", 2), *numbered("decoder.block", 2)]
+    assert [cut.path for cut in fxsplit.find_cuts(model, example)] == expected
+
+
+class Layer(nn.Module): ...
+
+
+class Attention(nn.Module): ...
+
+
+class Stage(nn.Module): ...
+
+
+def instance(path: str, kind: type[nn.Module], clean: bool = True, composite: bool = True) -> Instance:
+    return Instance(path, kind, composite, clean)
+
+
+def test_of_nested_classes_the_repeated_inner_one_wins() -> None:
+    found = [instance(f"stages.{i}", Stage) for i in range(2)]
+    found += [instance(f"stages.{i}.{j}", Layer) for i in range(2) for j in range(2)]
+    found += [instance(f"stages.{i}.{j}.attention", Attention) for i in range(2) for j in range(2)]
+    assert block_paths(found) == ["stages.0.0", "stages.0.1", "stages.1.0", "stages.1.1"]
+
+
+def test_a_class_needs_two_instances_three_quarters_of_them_clean() -> None:
+    layers = [instance(f"layers.{i}", Layer, clean=i > 0) for i in range(4)]
+    assert block_paths(layers) == [f"layers.{i}" for i in range(4)]
+    assert block_paths(layers[:3]) == []
+    assert block_paths([instance("only", Layer)]) == []
+    assert block_paths([instance("a", Layer, composite=False), instance("b", Layer, composite=False)]) == []
+
+
+def test_containers_count_only_if_nothing_else_does() -> None:
+    stages = [instance(f"stage{i}", nn.Sequential) for i in range(2)]
+    layers = [instance(f"layers.{i}", Layer) for i in range(2)]
+    assert block_paths(stages) == ["stage0", "stage1"]
+    assert block_paths([*stages, *layers]) == ["layers.0", "layers.1"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_classes_side_by_side_both_count(reverse: bool) -> None:
+    found = [instance("a.0", Layer), instance("b.0", Attention), instance("a.1", Layer), instance("b.1", Attention)]
+    found = found[::-1] if reverse else found
+    assert block_paths(found) == [i.path for i in found]
