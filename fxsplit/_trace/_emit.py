@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxsplit._trace._dtypes import DtypeOf
 from fxsplit._trace._fit import SizeExpr
 from fxsplit._trace._merge import Switch
 from fxsplit._trace._model import ModeSwitch, TracedModel
@@ -53,6 +54,7 @@ class _Writer:
         self._graph = fx.Graph()
         self._nodes: dict[int, fx.Node] = {}
         self._sizes: dict[tuple[Any, ...], fx.Node] = {}
+        self._dtypes: dict[int, fx.Node] = {}
         self._switches: dict[tuple[str, str], str] = {}
         self._top: fx.Node | None = None
         self._model = model
@@ -115,6 +117,8 @@ class _Writer:
             return slice(*(self._argument(item) for item in (value.start, value.stop, value.step)))
         if isinstance(value, Ref):
             return self._nodes[value.index]
+        if isinstance(value, DtypeOf):
+            return self._dtype_of(value)
         if isinstance(value, SizeExpr):
             return self._size(value)
         if isinstance(value, Switch):
@@ -122,6 +126,14 @@ class _Writer:
         if isinstance(value, torch.device) and value == self._device:
             return self._at_top(("device",), builtins.getattr, (self._nodes[self._program.inputs[0]], "device"))
         return value
+
+    def _dtype_of(self, source: DtypeOf) -> fx.Node:
+        tensor = self._nodes[source.index]
+        if source.index not in self._dtypes:
+            with self._graph.inserting_after(tensor):
+                read = self._graph.call_function(builtins.getattr, (tensor, "dtype"))
+            self._dtypes[source.index] = self._plain(read, self._program.records[source.index].modules)
+        return self._dtypes[source.index]
 
     def _size(self, size: SizeExpr) -> fx.Node:
         node: fx.Node | None = None

@@ -67,11 +67,15 @@ class Snapshot:
             else:
                 container.clear()
                 container.update(before)
+        self.restore_values()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+
+    def restore_values(self) -> None:
+        """Put back what tensors held, but not what attributes and registries hold: caches that were built stay."""
         with torch.no_grad():
             for tensor, value in self._values.values():
                 tensor.data.copy_(value)
-        for parameter, gradient in self._gradients:
-            parameter.grad = gradient
 
 
 class _WriteWatch(TorchDispatchMode):
@@ -98,15 +102,21 @@ class _WriteWatch(TorchDispatchMode):
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[Snapshot]:
-    """Restore ``model`` and all random number generators on exit, also after an exception."""
+def preserved(model: nn.Module, *, caches: bool = True) -> Iterator[Snapshot]:
+    """Restore ``model`` and all random number generators on exit, also after an exception.
+
+    With ``caches=False`` only values are restored, and attributes that the model set on itself stay.
+    """
     snapshot = Snapshot(model)
     with random_state_kept():
         try:
             with _WriteWatch(snapshot):
                 yield snapshot
         finally:
-            snapshot.restore()
+            if caches:
+                snapshot.restore()
+            else:
+                snapshot.restore_values()
 
 
 @contextmanager

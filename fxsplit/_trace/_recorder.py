@@ -67,7 +67,7 @@ class Recorder(TorchFunctionMode):
         self._paths = {id(module): path for path, module in model.named_modules()}
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")
         self._device = "cpu" if device == "meta" else device  # the meta device has no autocast
-        self._autocast = torch.is_autocast_enabled(self._device)
+        self._autocast = self._in_autocast()
 
     @property
     def records(self) -> list[Record]:
@@ -98,7 +98,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         given = _Versions(tensors_in((args, kwargs)))
         self._tape.forget_flops()
-        if torch.is_autocast_enabled(self._device) != self._autocast:
+        if self._in_autocast() != self._autocast:
             self._fail("it switches autocast on or off")
         out = func(*args, **kwargs)
         written = given.changed()
@@ -192,6 +192,9 @@ class Recorder(TorchFunctionMode):
             return original(module, *args, **kwargs)
         finally:
             self._tape.open.pop()
+
+    def _in_autocast(self) -> bool:
+        return torch.amp.is_autocast_available(self._device) and torch.is_autocast_enabled(self._device)
 
     @contextmanager
     def _silence(self) -> Iterator[None]:

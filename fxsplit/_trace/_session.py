@@ -12,13 +12,14 @@ from torch import nn
 from fxsplit._errors import TraceError
 from fxsplit._trace._align import Mismatch, pair_loosely, pair_up
 from fxsplit._trace._dce import live_records
+from fxsplit._trace._dtypes import add_dtypes, main_dtype, record_as_other_dtype
 from fxsplit._trace._emit import Program
 from fxsplit._trace._fit import BATCH, Sizes
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._inputs import Inputs, fixed
 from fxsplit._trace._leaves import is_large, is_leaf
 from fxsplit._trace._merge import Merged, add_train_loosely, add_train_mode, differing_constants, merge_sizes
-from fxsplit._trace._preserve import Snapshot, seed_everything
+from fxsplit._trace._preserve import preserved, seed_everything
 from fxsplit._trace._recorder import Recorder
 from fxsplit._trace._records import Guard, Origin
 from fxsplit._trace._report import TraceReport
@@ -105,20 +106,18 @@ class Session:
         self, sizes: Sizes, *, train: bool, counter: FlopCounter | None = None, droppable: bool = False
     ) -> Recorder:
         args, kwargs, named = self.inputs.make(sizes)
-        snapshot = Snapshot(self.model)
         recorder = Recorder(self.model, self._is_leaf, counter, opened=self.opened, watch_random=train)
-        self.model.train(train)
-        seed_everything()
-        try:
-            recorder.run(args, kwargs, named)
+        with preserved(self.model) as snapshot:
+            self.model.train(train)
+            seed_everything()
+            try:
+                recorder.run(args, kwargs, named)
+            except Exception as error:
+                if droppable:
+                    self._fix_lengths(f"{type(error).__name__}: {error}")
+                self._keep_whole_after(recorder.raised_in or "", error)
+                raise _Retry from error
             rebound = [path for path, module in self.model.named_modules() if snapshot.has_other_buffers(module)]
-        except Exception as error:
-            if droppable:
-                self._fix_lengths(f"{type(error).__name__}: {error}")
-            self._keep_whole_after(recorder.raised_in or "", error)
-            raise _Retry from error
-        finally:
-            snapshot.restore()
         self.opened |= recorder.opened
         replaced = [Mismatch(path, "its forward replaces a buffer") for path in rebound if path in recorder.entered]
         self._keep_whole([*recorder.failures, *replaced])
@@ -199,7 +198,22 @@ class Session:
         compared = [*runs, train] if self.exact_train else runs
         self._keep_whole(differing_constants(base.records, [run.constants for run in compared]))
         self._settle_guards([*base.guards, *(train.guards if self.exact_train else [])])
+        self._follow_dtype(base, merged)
         return self._program(base, train, merged, partners), assumed
+
+    def _follow_dtype(self, base: Recorder, merged: Merged) -> None:
+        try:
+            other = record_as_other_dtype(self.model, base, self.inputs, self._is_leaf, self.opened)
+        except Exception as error:
+            self.report.specialised.append(f"{main_dtype(self.model)}: in another dtype it raises {error}")
+            return
+        if other is None:
+            return
+        problems = pair_up(base.records, other.records, "in another dtype")
+        if problems:
+            self.report.specialised.append(f"{main_dtype(self.model)}: {problems[0]}")
+        else:
+            add_dtypes(merged.values, base.records, other.records)
 
     def _settle_sizes(self, mismatches: list[Mismatch]) -> bool:
         self._keep_whole(mismatch for mismatch in mismatches if not self._hides_much(mismatch.path))

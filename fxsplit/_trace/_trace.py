@@ -104,13 +104,13 @@ def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceRe
 def _refusal(model: nn.Module, inputs: Inputs) -> Exception | None:
     """Run the model at the largest sizes and return what it raises."""
     args, kwargs, _ = inputs.make(inputs.largest())
-    model.eval()
-    seed_everything()
-    try:
-        with torch.no_grad():
+    with preserved(model, caches=False), torch.no_grad():
+        model.eval()
+        seed_everything()
+        try:
             model(*args, **kwargs)
-    except Exception as error:
-        return error
+        except Exception as error:
+            return error
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - its usual name
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fxsplit._trace import trace
@@ -181,6 +181,7 @@ class Captures(nn.Module):
         super().__init__()
         self.lin = nn.Linear(4, 4)
         self.table = torch.arange(4.0)
+        self.known: Tensor
         self.register_buffer("known", torch.ones(4), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
