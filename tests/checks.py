@@ -55,7 +55,7 @@ def scalar(outputs: Any) -> Tensor:
 
 def generators() -> tuple[Any, ...]:
     """The state of every random generator that code on the CPU may use."""
-    state = numpy.random.get_state()  # noqa: NPY002 - the global generator is what must stay as it was
+    state: Any = numpy.random.get_state()  # noqa: NPY002 - the global generator is what must stay as it was
     return random.getstate(), (state[0], state[1].tobytes(), *state[2:]), torch.get_rng_state().numpy().tobytes()
 
 

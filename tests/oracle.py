@@ -29,6 +29,13 @@ def dominators(tree: dict[str, str], name: str) -> Iterator[str]:
         yield name
 
 
+def ends_the_model(node: fx.Node) -> bool:
+    """Whether a node only puts outputs together: the output itself, or the call of the class that it returns."""
+    return node.op == "output" or (
+        node.op == "call_function" and isinstance(node.target, type) and all(map(ends_the_model, node.users))
+    )
+
+
 def crossing(graph: fx.Graph, last: fx.Node) -> list[fx.Node]:
     """The tensors that are computed up to ``last`` and used by an operation after it."""
     nodes = list(graph.nodes)
@@ -38,7 +45,7 @@ def crossing(graph: fx.Graph, last: fx.Node) -> list[fx.Node]:
         for node in nodes[: place[last] + 1]
         if node.op != "get_attr"
         and node.meta["shape"] is not None
-        and any(place[user] > place[last] and user.op != "output" for user in node.users)
+        and any(place[user] > place[last] and not ends_the_model(user) for user in node.users)
     ]
 
 

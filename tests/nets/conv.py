@@ -135,7 +135,8 @@ class InplaceEntry(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.relu, self.conv, self.scale = nn.ReLU(inplace=True), conv(width, width), nn.Parameter(torch.ones(()))
+        self.relu, self.conv = nn.ReLU(inplace=True), conv(width, width)
+        self.scale = nn.Parameter(torch.ones(width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
