@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+import fxsplit
 from fxsplit._table import text_table
 from recipes._budget import Plan, plan
 from recipes._checks import Check, exports, reloads
@@ -170,7 +171,7 @@ def write_tables(settings: Settings, runs: list[Run]) -> list[Row]:
     return summary
 
 
-def check(settings: Settings, data: Data, run: Run) -> tuple[nn.Module, list[Check]]:
+def check(settings: Settings, data: Data, run: Run) -> tuple[fxsplit.SplitModel, list[Check]]:
     """Load the saved network into a fresh model, export it, and compare both with what was trained."""
     net, reloaded = reloads(settings.out / SAVED, factory(settings), data.test.x, torch.from_numpy(run.logits))
     return net, [reloaded, exports(net, settings.out / "neurotrails.onnx", data.test.x)]

@@ -21,7 +21,7 @@ class Hyper:
     """
 
     batch_size: int = 64
-    lr: float = 0.1
+    lr: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
 

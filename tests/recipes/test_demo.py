@@ -4,17 +4,16 @@ import csv
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
 import fxsplit
+import recipes._checks
 import recipes._demo
 from recipes.__main__ import main
-from recipes._checks import Check, exports, relative_error, reloads
+from recipes._checks import Check, exports, relative_error, reloads, run_onnx
 from recipes._demo import Job, demo, factory, load_data, plan_all, run_job
 from recipes._errors import RecipeError
 from recipes._settings import Settings
@@ -151,23 +150,28 @@ def test_a_changed_network_fails_the_check_of_loading(finished: Demo) -> None:
 
 
 def test_a_wrong_export_fails_its_check(finished: Demo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Wrong:
-        """A session whose outputs are off by a thousandth of the largest."""
+    def slightly_off(file: Path, x: torch.Tensor) -> np.ndarray:
+        right = run_onnx(file, x)
+        return right + np.abs(right).max() / 1000
 
-        def __init__(self, file: str, providers: list[str]) -> None:
-            self.session = session(file, providers=providers)
-            self.get_inputs = self.session.get_inputs
-
-        def run(self, names: None, feeds: dict[str, Any]) -> list[Any]:
-            right: Any = self.session.run(names, feeds)[0]
-            return [right + np.abs(right).max() / 1000]
-
-    session = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
+    monkeypatch.setattr(recipes._checks, "run_onnx", slightly_off)
     net = fxsplit.load(finished.settings.out / "neurotrails.safetensors", factory(finished.settings)())
     check = exports(net, tmp_path / "net.onnx", load_data(finished.settings).test.x)
     assert not check.passed
     assert "1.0e-03" in check.detail
+
+
+def test_an_export_that_is_refused_fails_its_check(
+    finished: Demo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: object) -> None:
+        raise fxsplit.ExportError("the outputs differ")
+
+    monkeypatch.setattr(fxsplit, "export_onnx", refuse)
+    net = fxsplit.load(finished.settings.out / "neurotrails.safetensors", factory(finished.settings)())
+    check = exports(net, tmp_path / "net.onnx", load_data(finished.settings).test.x)
+    assert str(check).startswith("FAIL")
+    assert "the outputs differ" in check.detail
 
 
 def test_relative_error() -> None:
