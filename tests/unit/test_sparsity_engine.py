@@ -210,6 +210,19 @@ def test_accumulated_micro_batches_equal_one_batch():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), three.parameters(), strict=True))
 
 
+def test_gradients_without_memory_of_their_own_accumulate():
+    net = nn.Linear(3, 2, bias=False)
+    sparsity.sparsify(net, 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    engine = sparsity.rigl(net, optimizer, every=1)
+    net.weight.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    for _ in range(2):
+        net.weight.sum().backward()  # one number, expanded to the shape of the weight
+    assert torch.equal(engine._collectors["weight"].total, torch.full((2, 3), 2.0))
+
+
 def test_gradients_of_a_discarded_step_do_not_count():
     def run(discard):
         torch.manual_seed(0)
@@ -396,7 +409,9 @@ def test_tied_weight_is_rewired_once_by_its_summed_gradient():
     for _ in range(2):
         optimizer.zero_grad()
         net(x).square().sum().backward()
+        collected = [each.total.clone() for each in engine._collectors.values()]
         optimizer.step()
+    torch.testing.assert_close(collected, [reference.grad])
     assert engine.last.grown == {"0.weight": 2}
     scores = reference.grad.abs().masked_fill(before, -1)
     expected = torch.zeros(16, dtype=torch.bool)
