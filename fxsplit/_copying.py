@@ -26,16 +26,17 @@ def copy_values(root: nn.Module, nodes: Iterable[fx.Node], memo: Memo) -> dict[s
         SplitError: A module cannot be copied.
     """
     targets = dict.fromkeys(str(node.target) for node in nodes if node.op in ("call_module", "get_attr"))
-    copies: dict[str, Any] = {}
-    for target in targets:
-        try:
-            copies[target] = copy.deepcopy(fetch(root, target), memo)
-        except Exception as error:
-            raise SplitError(
-                f"{target!r} cannot be copied into a head: {type(error).__name__}: {error} "
-                "copy.deepcopy(model) has to work; undo weight_norm or other hooks that compute weights first."
-            ) from error
-    return copies
+    return {target: _copied(fetch(root, target), target, memo) for target in targets}
+
+
+def _copied(value: Any, target: str, memo: Memo) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception as error:
+        raise SplitError(
+            f"{target!r} cannot be copied into a head: {type(error).__name__}: {error} "
+            "copy.deepcopy(model) has to work; undo weight_norm or other hooks that compute weights first."
+        ) from error
 
 
 def assemble(name: str, graph: fx.Graph, values: Mapping[str, Any], root: nn.Module) -> fx.GraphModule:

@@ -72,7 +72,8 @@ def _add(
         for value in node.all_input_nodes:
             result.add_edges_from((source, names[node][0]) for source in names[value])
     returned = output_node(module.graph).args[0]
-    return [names[value] for value in (returned if isinstance(returned, tuple) else (returned,))] if prefix else []
+    results = returned if isinstance(returned, tuple) else (returned,)
+    return [names[value] for value in results if isinstance(value, fx.Node)] if prefix else []
 
 
 def _facts(module: fx.GraphModule, node: fx.Node) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -156,7 +156,7 @@ def _draws(
         return
     from fxsplit._init import fresh_heads
 
-    source: nn.Module = graph.source
+    source = cast(nn.Module, getattr(graph, "source", graph))
     known = [
         name
         for name, _ in (*source.named_parameters(remove_duplicate=False), *source.named_buffers(remove_duplicate=False))

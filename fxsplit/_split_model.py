@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
@@ -37,6 +37,7 @@ class SplitModel(fx.GraphModule):
     trunk: fx.GraphModule
     heads: nn.ModuleList
     vote: nn.Module
+    _run_heads: Callable[..., list[Any]]
 
     @classmethod
     def build(
@@ -69,7 +70,7 @@ class SplitModel(fx.GraphModule):
         type(self)._run_heads = namespace["forward"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SplitModel:
-        copied = super().__deepcopy__(memo)
+        copied = cast(SplitModel, super().__deepcopy__(memo))
         copied._bind()
         # fx calls every copy GraphModule when it is printed.
         for part in ("", "trunk", *(f"heads.{index}" for index in range(self.num_heads))):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import fxsplit
 
@@ -39,17 +40,17 @@ def same(x: Tensor) -> Tensor:
 def assert_heads_are_the_model(net: fxsplit.SplitModel, model: nn.Module, *inputs: Tensor) -> None:
     """Outputs of every head, of the vote, and the gradients of head and trunk."""
     before = [value.clone() for value in inputs]
-    expected = torch.utils._pytree.tree_leaves(model(*(value.clone() for value in inputs)))
+    expected = pytree.tree_leaves(model(*(value.clone() for value in inputs)))
     for output in net.head_outputs(*inputs):
-        assert all(torch.equal(a, b) for a, b in zip(torch.utils._pytree.tree_leaves(output), expected, strict=True))
-    voted = torch.utils._pytree.tree_leaves(net(*inputs))
+        assert all(torch.equal(a, b) for a, b in zip(pytree.tree_leaves(output), expected, strict=True))
+    voted = pytree.tree_leaves(net(*inputs))
     for actual, wanted in zip(voted, expected, strict=True):
         torch.testing.assert_close(actual, wanted)
-    sum(leaf.sum() for leaf in voted).backward()
+    torch.stack([leaf.sum() for leaf in voted]).sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
-def split(model: nn.Module, at: Any, *inputs: Tensor) -> fxsplit.SplitModel:
+def split(model: nn.Module, at: Any, *inputs: Tensor) -> Any:
     return fxsplit.split(fxsplit.trace(model.eval(), tuple(v.clone() for v in inputs)), at, heads=3, init="copy")
 
 
@@ -229,6 +230,7 @@ def test_a_buffer_that_the_trunk_updates_is_handed_to_the_heads() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.level: Tensor
             self.register_buffer("level", torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Language(nn.Module):
 IDS = torch.tensor([[0, 1, 2], [3, 4, 6]])
 
 
-def make(at: Any = "one", **options: Any) -> tuple[Language, fxsplit.SplitModel]:
+def make(at: Any = "one", **options: Any) -> tuple[Language, Any]:
     model = Language()
     return model, fxsplit.split(fxsplit.trace(model, IDS), at, **{"init": "copy", **options})
 
@@ -138,18 +138,17 @@ def test_gpt2_output_layer_is_untied_per_head() -> None:
     assert net.report.tied == (("lm_head.weight", "transformer.wte.weight"),)
     expected = model(**batch).logits
     assert all(torch.equal(output.logits, expected) for output in net.head_outputs(**batch))
-    fresh = fxsplit.split(traced, 1, seed=4)
+    fresh: Any = fxsplit.split(traced, 1, seed=4)
     assert len({tuple(head.lm_head.weight.flatten().tolist()) for head in fresh.heads}) == 3
-    shared = fxsplit.split(traced, 1, tied="share")
+    shared: Any = fxsplit.split(traced, 1, tied="share")
     assert all(head.lm_head.weight is shared.trunk.transformer.wte.weight for head in shared.heads)
 
 
 @pytest.mark.parametrize("init", ["copy", "fresh"])
 def test_t5_cut_in_the_decoder(init: str) -> None:
     """Encoder output, masks and position bias go to every head; the dropout of the decoder runs on both sides."""
-    config = transformers.T5Config(
-        vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, decoder_start_token_id=0
-    )
+    config = transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    config.decoder_start_token_id = 0
     model = transformers.T5ForConditionalGeneration(config).eval()
     batch = {
         "input_ids": torch.randint(1, 20, (2, 5)),
