@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fxsplit._trace._records import Record, refs_in
+from fxsplit._trace._nested import refs_in
+from fxsplit._trace._records import Record
 
 
 def live_records(records: Sequence[Record], values: Sequence[Any], output: Any, lasting: set[int]) -> list[bool]:

@@ -10,16 +10,18 @@ import torch
 from torch import nn
 
 from fxsplit._trace._inputs import Inputs, map_tensors
+from fxsplit._trace._nested import combine, map_value
 from fxsplit._trace._preserve import preserved, seed_everything
 from fxsplit._trace._recorder import Recorder
-from fxsplit._trace._records import Record, map_value
+from fxsplit._trace._records import Record
 
 
 @dataclass(frozen=True, slots=True)
 class DtypeOf:
-    """The dtype of the tensor that record number ``index`` produced."""
+    """The dtype of the tensor that record number ``index`` produced, or that dtype's ``limit``, "min" or "max"."""
 
     index: int
+    limit: str = ""
 
 
 def main_dtype(model: nn.Module) -> torch.dtype | None:
@@ -61,23 +63,47 @@ def record_as_other_dtype(
     return recorder
 
 
-def add_dtypes(values: list[Any], base: Sequence[Record], other: Sequence[Record]) -> None:
-    """Replace dtypes in ``values`` that were different in the ``other`` run by those of nearby tensors."""
+def add_dtypes(values: list[Any], base: Sequence[Record], other: Sequence[Record], live: Sequence[bool]) -> list[str]:
+    """Replace dtypes in ``values`` that were different in the ``other`` run by those of live tensors nearby.
+
+    Smallest and largest numbers of the dtype, as masks use them, follow too. Returns what found no tensor to follow.
+    """
     latest: dict[str, int] = {}
+    lost: list[str] = []
+
+    def follow(source: int | None, path: str) -> Callable[..., Any]:
+        def leaf(value: Any, one: Any, two: Any) -> Any:
+            limit = _limit(one, two)
+            if limit is None:
+                return value
+            if source is None:
+                lost.append(f"{one} in {path or 'the model itself'}")
+                return value
+            return DtypeOf(source, limit)
+
+        return leaf
+
     for index, (one, two) in enumerate(zip(base, other, strict=True)):
-        followed = _differing(one, two)
+        # A tensor of the same module first: then the dtype is read inside of it.
         source = latest.get(one.path, latest.get(""))
-        if followed is not None and source is not None:
-            marker = DtypeOf(source)
-            values[index] = map_value(values[index], lambda v, d=followed, m=marker: m if v is d else v)
-        if one.is_tensor and one.dtype is not None and one.dtype.is_floating_point and one.dtype != two.dtype:
-            # The innermost module first: a tensor of its own keeps the reading inside of it.
+        seen = (values[index], (one.args, one.kwargs), (two.args, two.kwargs))
+        values[index] = combine(seen, follow(source, one.path), lambda: None)
+        floating = one.is_tensor and one.dtype is not None and one.dtype.is_floating_point
+        if live[index] and floating and one.dtype is not two.dtype:
             latest[one.path] = latest[""] = index
+    return lost
 
 
-def _differing(one: Record, two: Record) -> torch.dtype | None:
-    a, b = _dtypes(one), _dtypes(two)
-    return next((x for x, y in zip(a, b, strict=False) if x != y and x.is_floating_point), None)
+def _limit(one: Any, two: Any) -> str | None:
+    """How ``one`` and ``two`` follow a dtype: "" for the dtype itself, "min" or "max" for its limits."""
+    if isinstance(one, torch.dtype) and isinstance(two, torch.dtype) and one is not two and one.is_floating_point:
+        return ""
+    if isinstance(one, float) and isinstance(two, float) and one != two:
+        for limit in ("min", "max"):
+            limits = {getattr(torch.finfo(dtype), limit) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+            if {one, two} <= limits:
+                return limit
+    return None
 
 
 def _dtypes(record: Record) -> list[torch.dtype]:

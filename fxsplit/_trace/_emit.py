@@ -133,7 +133,11 @@ class _Writer:
             with self._graph.inserting_after(tensor):
                 read = self._graph.call_function(builtins.getattr, (tensor, "dtype"))
             self._dtypes[source.index] = self._plain(read, self._program.records[source.index].modules)
-        return self._dtypes[source.index]
+        dtype = self._dtypes[source.index]
+        if not source.limit:
+            return dtype
+        limits = self._plain(self._graph.call_function(torch.finfo, (dtype,)), self._record.modules)
+        return self._plain(self._graph.call_function(builtins.getattr, (limits, source.limit)), self._record.modules)
 
     def _size(self, size: SizeExpr) -> fx.Node:
         node: fx.Node | None = None

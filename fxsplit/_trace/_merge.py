@@ -10,9 +10,8 @@ import torch
 
 from fxsplit._trace._align import Mismatch
 from fxsplit._trace._fit import Sizes, fit_size
-from fxsplit._trace._records import Call, Record, Ref
-
-_NESTED = (list, tuple, dict, slice, Call)
+from fxsplit._trace._nested import combine
+from fxsplit._trace._records import Record, Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +36,20 @@ def merge_sizes(runs: Sequence[Sequence[Record]], outputs: Sequence[Any], sizes:
     merged = Merged([], None, [])
 
     def merge(values: Sequence[Any], path: str) -> Any:
-        first = values[0]
-        if isinstance(first, _NESTED):
-            parts = _parts_of_all(values)
-            if parts is None:
-                merged.mismatches.append(Mismatch(path, "an argument changes its structure with the input sizes"))
-                return first
-            return _rebuild(first, {key: merge([part[key] for part in parts], path) for key in parts[0]})
-        if all(_same(value, first) for value in values):
-            return first
-        fitted = fit_size(values, sizes)
-        if fitted is None:
-            seen = ", ".join(str(value)[:40] for value in values)
-            merged.mismatches.append(Mismatch(path, f"a value follows the input sizes in no simple way ({seen})"))
-            return first
-        return fitted
+        def leaf(*seen: Any) -> Any:
+            if all(_same(value, seen[0]) for value in seen):
+                return seen[0]
+            fitted = fit_size(seen, sizes)
+            if fitted is None:
+                listed = ", ".join(str(value)[:40] for value in seen)
+                merged.mismatches.append(Mismatch(path, f"a value follows the input sizes in no simple way ({listed})"))
+                return seen[0]
+            return fitted
+
+        def uneven() -> None:
+            merged.mismatches.append(Mismatch(path, "an argument changes its structure with the input sizes"))
+
+        return combine(values, leaf, uneven)
 
     for records in zip(*runs, strict=True):
         merged.values.append(merge([(record.args, record.kwargs) for record in records], records[0].owner))
@@ -65,27 +63,24 @@ def add_train_mode(
     """Turn values that are different in a train run into switches; the run has to align with the base."""
     found: list[Mismatch] = []
 
-    def add(value: Any, evaluation: Any, in_train: Any, path: str) -> Any:
-        if isinstance(evaluation, _NESTED):
-            parts = _parts_of_all([value, evaluation, in_train])
-            if parts is None:
-                found.append(Mismatch(path, "in train mode an argument or the output has another structure"))
+    def add(values: Sequence[Any], path: str) -> Any:
+        def leaf(value: Any, evaluation: Any, in_train: Any) -> Any:
+            if _same(evaluation, in_train):
                 return value
-            one, two, three = parts
-            return _rebuild(value, {key: add(one[key], two[key], three[key], path) for key in one})
-        if _same(evaluation, in_train):
-            return value
-        if isinstance(evaluation, Ref) or isinstance(in_train, (Ref, *_NESTED)) or not _same(value, evaluation):
-            found.append(Mismatch(path, f"in train mode {in_train!r} is used in place of {evaluation!r}"))
-            return value
-        return Switch(in_train, evaluation)
+            if isinstance(evaluation, Ref) or isinstance(in_train, Ref) or not _same(value, evaluation):
+                found.append(Mismatch(path, f"in train mode {in_train!r} is used in place of {evaluation!r}"))
+                return value
+            return Switch(in_train, evaluation)
 
-    pairs = zip(base, train, strict=True)
-    merged.values = [
-        add(value, (one.args, one.kwargs), (other.args, other.kwargs), one.owner)
-        for value, (one, other) in zip(merged.values, pairs, strict=True)
-    ]
-    merged.output = add(merged.output, *outputs, "")
+        def uneven() -> None:
+            found.append(Mismatch(path, "in train mode an argument or the output has another structure"))
+
+        return combine(values, leaf, uneven)
+
+    for index, (one, other) in enumerate(zip(base, train, strict=True)):
+        seen = (merged.values[index], (one.args, one.kwargs), (other.args, other.kwargs))
+        merged.values[index] = add(seen, one.owner)
+    merged.output = add((merged.output, *outputs), "")
     return found
 
 
@@ -94,18 +89,14 @@ def add_train_loosely(
 ) -> None:
     """Add switches for flags and rates (dropout) where a train run aligns with the base in parts only."""
 
-    def add(value: Any, evaluation: Any, in_train: Any) -> Any:
-        if isinstance(evaluation, _NESTED):
-            parts = _parts_of_all([value, evaluation, in_train])
-            if parts is None:
-                return value
-            return _rebuild(value, {key: add(*(part[key] for part in parts)) for key in parts[0]})
+    def leaf(value: Any, evaluation: Any, in_train: Any) -> Any:
         flag = isinstance(evaluation, (bool, float)) and type(in_train) is type(evaluation)
         return Switch(in_train, evaluation) if flag and not _same(evaluation, in_train) else value
 
     for index, partner in partners.items():
         one, other = base[index], train[partner]
-        merged.values[index] = add(merged.values[index], (one.args, one.kwargs), (other.args, other.kwargs))
+        seen = (merged.values[index], (one.args, one.kwargs), (other.args, other.kwargs))
+        merged.values[index] = combine(seen, leaf, lambda: None)
 
 
 def differing_constants(base: Sequence[Record], constants: Sequence[dict[str, torch.Tensor]]) -> list[Mismatch]:
@@ -122,37 +113,6 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return a.is_meta or torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-def _parts_of_all(values: Sequence[Any]) -> list[dict[Any, Any]] | None:
-    """The parts of containers of one and the same structure; None if they differ in it."""
-    first = values[0]
-    if any(type(value) is not type(first) for value in values):
-        return None
-    if isinstance(first, Call) and any(value.target is not first.target for value in values):
-        return None
-    parts = [_parts(value) for value in values]
-    return parts if all(part.keys() == parts[0].keys() for part in parts) else None
-
-
-def _parts(value: Any) -> dict[Any, Any]:
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, slice):
-        return {"start": value.start, "stop": value.stop, "step": value.step}
-    if isinstance(value, Call):
-        return {"args": value.args, "kwargs": value.kwargs}
-    return dict(enumerate(value))
-
-
-def _rebuild(like: Any, parts: dict[Any, Any]) -> Any:
-    if isinstance(like, dict):
-        return parts
-    if isinstance(like, slice):
-        return slice(*parts.values())
-    if isinstance(like, Call):
-        return Call(like.target, **parts)
-    return type(like)(parts.values())
 
 
 def _same(a: Any, b: Any) -> bool:

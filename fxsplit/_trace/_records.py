@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,29 +104,3 @@ def storage_id(tensor: torch.Tensor) -> int | None:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         return None
-
-
-def map_value(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """Apply ``leaf`` to everything in nested lists, tuples, dicts, slices and calls that is not one of them."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(map_value(item, leaf) for item in value)
-    if isinstance(value, dict):
-        return {key: map_value(item, leaf) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(map_value(item, leaf) for item in (value.start, value.stop, value.step)))
-    if isinstance(value, Call):
-        return Call(value.target, map_value(value.args, leaf), map_value(value.kwargs, leaf))
-    return leaf(value)
-
-
-def refs_in(value: Any) -> Iterator[Ref]:
-    """Every ``Ref`` in a nested value."""
-    found: list[Ref] = []
-
-    def collect(leaf: Any) -> Any:
-        if isinstance(leaf, Ref):
-            found.append(leaf)
-        return leaf
-
-    map_value(value, collect)
-    return iter(found)

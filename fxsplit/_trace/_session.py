@@ -198,10 +198,9 @@ class Session:
         compared = [*runs, train] if self.exact_train else runs
         self._keep_whole(differing_constants(base.records, [run.constants for run in compared]))
         self._settle_guards([*base.guards, *(train.guards if self.exact_train else [])])
-        self._follow_dtype(base, merged)
         return self._program(base, train, merged, partners), assumed
 
-    def _follow_dtype(self, base: Recorder, merged: Merged) -> None:
+    def _follow_dtype(self, base: Recorder, merged: Merged, live: list[bool]) -> None:
         try:
             other = record_as_other_dtype(self.model, base, self.inputs, self._is_leaf, self.opened)
         except Exception as error:
@@ -213,7 +212,7 @@ class Session:
         if problems:
             self.report.specialised.append(f"{main_dtype(self.model)}: {problems[0]}")
         else:
-            add_dtypes(merged.values, base.records, other.records)
+            self.report.specialised += add_dtypes(merged.values, base.records, other.records, live)
 
     def _settle_sizes(self, mismatches: list[Mismatch]) -> bool:
         self._keep_whole(mismatch for mismatch in mismatches if not self._hides_much(mismatch.path))
@@ -262,6 +261,7 @@ class Session:
             if record.lasting or (index in partners and train.records[partners[index]].lasting)
         }
         live = live_records(records, merged.values, merged.output, lasting)
+        self._follow_dtype(base, merged, live)
         sources: dict[str, tuple[int, int]] = {}
         for position, dims in self.inputs.dims.items():
             for dim, symbol in dims.items():

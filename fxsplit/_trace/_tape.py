@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from fxsplit._trace._flopcount import FlopCounter
+from fxsplit._trace._nested import refs_in
 from fxsplit._trace._objects import has_tensors, rebind, tensors_in
 from fxsplit._trace._preserve import RandomWatch
-from fxsplit._trace._records import Origin, Record, Ref, refs_in, storage_id
+from fxsplit._trace._records import Origin, Record, Ref, storage_id
 
 
 class Tape:
