@@ -224,6 +224,11 @@ def _survey(layers: list[Layer]) -> tuple[list[int], bool]:
         return [], True
     tensors = [t for layer in layers for t in (layer.weight, layer.gradient) if t is not None]
     device = layers[0].mask.device
-    facts = [layer.mask.sum().to(device) for layer in layers] + [t.isfinite().all().to(device) for t in tensors]
+    facts = [layer.mask.sum().to(device) for layer in layers] + [_is_finite(t).to(device) for t in tensors]
     *nonzeros, finite = torch.stack([*facts[: len(layers)], torch.stack(facts[len(layers) :]).all().long()]).tolist()
     return nonzeros, bool(finite)
+
+
+def _is_finite(tensor: Tensor) -> Tensor:
+    # The extremes of a tensor with NaN are NaN; unlike isfinite this allocates nothing of the tensor's size.
+    return torch.stack(tensor.aminmax()).isfinite().all()

@@ -15,6 +15,8 @@ from sparsity._gradient import PassMasked
 from sparsity._report import LayerDensity, masks_html, masks_text
 from sparsity._select import join, maskable
 
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Mask(nn.Module):
     """The parametrization of one weight: a bool buffer ``mask``, True where the weight is active.
@@ -117,7 +119,9 @@ class Masks(Mapping[str, Tensor]):
     def apply(self) -> None:
         """Zero the masked weights, after weights were edited by hand (an attached engine does so after every step)."""
         for weight in self.weights.values():
-            weight.parameter.masked_fill_(~weight.holder.mask, 0)
+            # A product of integers: in place and many times faster than filling, and exact where a float product would
+            # make -0.0 of a negative number and NaN of an infinite one.
+            weight.parameter.view(_INTEGER[weight.parameter.itemsize]).mul_(weight.holder.mask)
 
     def _counts(self) -> dict[str, int]:
         # One transfer for all layers instead of one for each.
@@ -142,9 +146,10 @@ def masks_of(model: nn.Module) -> Masks:
     """Find the masks of a model that was sparsified, also in a deep copy or a part of one; empty if there are none.
 
     Example:
+        >>> import sparsity
         >>> net = nn.Linear(8, 4)
-        >>> _ = sparsify(net, 0.5)
-        >>> list(masks_of(net))
+        >>> masks = sparsity.sparsify(net, 0.5)
+        >>> list(sparsity.masks_of(net))
         ['weight']
     """
     weights: dict[str, MaskedWeight] = {}

@@ -42,10 +42,11 @@ def rigl(
         EngineError: See `Engine` and `Rule`.
 
     Example:
+        >>> import torch, sparsity
         >>> net = nn.Linear(8, 4)
-        >>> _ = sparsify(net, sparsity=0.5)
+        >>> masks = sparsity.sparsify(net, 0.5)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        >>> engine = rigl(net, optimizer, every=2, until=10)
+        >>> engine = sparsity.rigl(net, optimizer, every=2, until=10)
         >>> for _ in range(3):
         ...     optimizer.zero_grad()
         ...     net(torch.randn(5, 8)).square().mean().backward()
@@ -74,6 +75,13 @@ def set_(
 
     Raises:
         EngineError: See `Engine` and `Rule`.
+
+    Example:
+        >>> import torch, sparsity
+        >>> net = nn.Linear(8, 4)
+        >>> masks = sparsity.sparsify(net, 0.5)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> engine = sparsity.set_(net, optimizer, every=100, until=75_000, fraction=0.5)
     """
     rule = Rule(every, until, schedule(fraction, until), _drop.magnitude, _grow.uniform)
     return Engine(model, optimizer, rule, seed=seed, callback=callback)
@@ -84,5 +92,11 @@ def static(model: nn.Module, optimizer: Optimizer) -> Engine:
 
     Raises:
         EngineError: See `Engine`.
+
+    Example:
+        >>> import torch, sparsity
+        >>> net = nn.Linear(8, 4)
+        >>> masks = sparsity.sparsify(net, 0.5)
+        >>> engine = sparsity.static(net, torch.optim.AdamW(net.parameters()))
     """
     return Engine(model, optimizer, rule=None)

@@ -50,11 +50,19 @@ def smallest(score: Tensor, count: int, among: Tensor) -> Tensor:
     if count == 0:
         return torch.zeros_like(among)
     flat = torch.where(among, score, math.inf).flatten()
-    # topk alone leaves open which of several equal scores it returns; its largest value is certain.
-    threshold = flat.topk(count, largest=False, sorted=False).values.max()
+    threshold = _order_statistic(flat, count)
     below, tied = flat < threshold, flat == threshold
-    chosen = below | (tied & (tied.cumsum(0) <= count - below.sum()))
+    index = torch.int32 if flat.numel() < 2**31 else torch.int64  # several times faster where it is enough
+    chosen = below | (tied & (tied.cumsum(0, dtype=index) <= count - below.sum()))
     return chosen.view(among.shape)
+
+
+def _order_statistic(flat: Tensor, rank: int) -> Tensor:
+    """Return the ``rank``-th smallest value as a tensor; which of several equal entries it was is left open."""
+    if flat.device.type == "cpu":
+        return flat.kthvalue(rank).values
+    # kthvalue is slow for one long row on a GPU, and refused under use_deterministic_algorithms.
+    return flat.topk(rank, largest=False, sorted=False).values.max()
 
 
 def rewire(layer: Layer, count: int, drop: Score, grow: Score) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from sparsity._errors import MaskError, NoEffectWarning, listed
 from sparsity._masks import Mask, Masks, masked_sites, masks_of, own_class, unwrap
 from sparsity._seed import seeded
 from sparsity._select import Candidate, Skip, select, weight_names
+from sparsity._subset import random_subset
 
 
 def sparsify(
@@ -54,8 +55,9 @@ def sparsify(
         MaskError: The model has masks already, has uninitialised parameters, or ``skip`` names nothing.
 
     Example:
+        >>> import sparsity
         >>> net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
-        >>> masks = sparsify(net, sparsity=0.75)
+        >>> masks = sparsity.sparsify(net, 0.75)
         >>> masks.nonzeros, masks.total
         (160, 640)
     """
@@ -99,9 +101,10 @@ def fold(model: nn.Module) -> nn.Module:
         MaskError: A masked weight got another parametrization on top, so that it can't be told apart.
 
     Example:
+        >>> import sparsity
         >>> net = nn.Linear(8, 4)
-        >>> masks = sparsify(net, 0.5)
-        >>> int((fold(net).weight != 0).sum())
+        >>> masks = sparsity.sparsify(net, 0.5)
+        >>> int((sparsity.fold(net).weight != 0).sum())
         16
     """
     masks = masks_of(model)
@@ -132,9 +135,10 @@ def _weights_first(module: nn.Module) -> None:
 def _attach(candidate: Candidate, nonzeros: int, seed: int) -> None:
     weight = candidate.weight
     # Drawn on the CPU whatever the device, so that the same seed means the same masks everywhere.
-    flat = torch.zeros(weight.numel(), dtype=torch.bool, device="meta" if weight.is_meta else "cpu")
-    if not weight.is_meta:
-        flat[torch.randperm(weight.numel(), generator=seeded("cpu", seed, candidate.path))[:nonzeros]] = True
+    if weight.is_meta:
+        flat = torch.zeros(weight.numel(), dtype=torch.bool, device="meta")
+    else:
+        flat = random_subset(weight.numel(), nonzeros, seeded("cpu", seed, candidate.path))
     # Laid out like the weight, so that a channels-last weight meets a channels-last mask.
     mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(flat.view(weight.shape))
     holder = Mask(mask, nonzeros)
