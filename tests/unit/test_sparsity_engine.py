@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -14,6 +15,7 @@ import torch
 from functorch.compile import make_boxed_func  # pyright: ignore
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils.checkpoint import checkpoint
 
 import sparsity
 from sparsity import EngineError, NoEffectWarning, Rule, SparsityWarning
@@ -333,6 +335,31 @@ def test_lbfgs_evaluates_its_closure_often_and_updates_once():
     assert calls > 6
     assert steps == [1, 2]
     assert all((weight.parameter[~masks[path]] == 0).all() for path, weight in masks.weights.items())
+
+
+@pytest.mark.parametrize("saving", ["checkpoint", "reentrant checkpoint", "offload"])
+def test_saving_activations_otherwise_changes_no_update(saving):
+    def run(how):
+        torch.manual_seed(0)
+        net = linear()
+        masks = sparsity.sparsify(net, 0.5)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        engine = sparsity.rigl(net, optimizer, every=1)
+        for step in range(4):
+            x = batch(step)[0].requires_grad_()
+            optimizer.zero_grad()
+            with torch.autograd.graph.save_on_cpu() if how == "offload" else contextlib.nullcontext():
+                if how is None or how == "offload":
+                    y = net(x)
+                else:
+                    y = checkpoint(net, x, use_reentrant=how.startswith("reentrant"))
+                y.square().sum().backward()
+            optimizer.step()
+        assert engine.last.step == 3
+        return masks
+
+    plain, other = run(None), run(saving)
+    assert all(torch.equal(plain[path], other[path]) for path in plain)
 
 
 def test_nothing_is_stored_between_updates():
