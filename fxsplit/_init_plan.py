@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -61,8 +61,8 @@ class Planner:
         first = not self._prints
         values: dict[int, Tensor] = {}
         if self._replica is not None:
-            self._run_initialisers(values, first)
-            self._run_resets(values, first)
+            self._run_initialisers(self._replica, values, first)
+            self._run_resets(self._replica, values, first)
         for key, tensor in self._tensors.items():
             if key in values and self._repeats(key, values[key]):
                 del values[key]
@@ -76,51 +76,41 @@ class Planner:
         self.rule[key] = rule
         self._redraw[key] = draw
 
-    def _run_initialisers(self, values: dict[int, Tensor], first: bool) -> None:
-        assert self._replica is not None
+    def _run_initialisers(self, replica: Replica, values: dict[int, Tensor], first: bool) -> None:
         useful = []
         for path, rule in self._initialisers:
-            drawn = self._initialise(path, rule)
-            taken = self._take(drawn, values, rule, first)
-            if taken:
+            if self._take(self._initialise(replica, path, rule), values, rule, first):
                 useful.append((path, rule))
+            replica.release(path)
         self._initialisers = useful
 
-    def _initialise(self, path: str, rule: str) -> dict[int, Tensor]:
-        assert self._replica is not None
-        keys = [key for key in self._replica.below(path) if key not in self._redraw]
+    def _initialise(self, replica: Replica, path: str, rule: str) -> dict[int, Tensor]:
+        keys = [key for key in replica.below(path) if key not in self._redraw]
         if not keys:
             return {}
         if path not in self._constructed:
-            self._replica.fill(path)
-            try:
-                run_model_initialiser(self._replica.module(path), rule)
-            except Exception:
-                if rule != CONFIG_INIT:
-                    return {}
-                self._constructed.add(path)
-            else:
-                return {key: self._replica.get(key) for key in keys}
+            replica.fill(path)
+            if _succeeds(lambda: run_model_initialiser(replica.module(path), rule)):
+                return {key: replica.get(key) for key in keys}
+            if rule != CONFIG_INIT:
+                return {}
+            self._constructed.add(path)
         part = self._source.get_submodule(path)
         wanted = {slot.path: tensor for slot, tensor in slots_of(part) if id(tensor) in keys}
         made = values_of(construct_from_config(part), wanted, f"{type(part).__name__}(config)")
         return {id(wanted[name]): value for name, value in made.items()}
 
-    def _run_resets(self, values: dict[int, Tensor], first: bool) -> None:
-        assert self._replica is not None
+    def _run_resets(self, replica: Replica, values: dict[int, Tensor], first: bool) -> None:
         useful = {}
         for path, keys in self._resets.items():
             open_keys = [key for key in keys if key not in values and key not in self._redraw]
-            reset = reset_of(self._replica.module(path))
+            reset = reset_of(replica.module(path))
             if not open_keys or reset is None:
                 continue
-            self._replica.fill(path)
-            try:
-                reset()
-            except Exception:
-                continue
-            if self._take({key: self._replica.get(key) for key in open_keys}, values, RESET, first):
+            replica.fill(path)
+            if _succeeds(reset) and self._take({key: replica.get(key) for key in open_keys}, values, RESET, first):
                 useful[path] = keys
+            replica.release(path)
         self._resets = useful
 
     def _take(self, drawn: dict[int, Tensor], values: dict[int, Tensor], rule: str, first: bool) -> bool:
@@ -157,6 +147,15 @@ class Planner:
         repeated = any(np.array_equal(mine, other) for other in earlier)
         earlier.append(mine)
         return repeated
+
+
+def _succeeds(initialise: Callable[[], object]) -> bool:
+    """Run foreign code that may fail in any way, on meta tensors for instance; other rules remain."""
+    try:
+        initialise()
+    except Exception:
+        return False
+    return True
 
 
 def _looks_untrained(model: nn.Module) -> bool:

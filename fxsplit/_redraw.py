@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxsplit._statistics import has_uneven_rows, is_constant, is_orthogonal, is_structured
+from fxsplit._statistics import has_uneven_rows, is_constant, is_orthogonal, is_structured, sample
 
 KEPT_CONSTANT = "kept: constant"
 KEPT_STRUCTURED = "kept: structured"
@@ -18,8 +19,8 @@ ORTHOGONAL = "orthogonal"
 
 Draw = Callable[[Tensor], Tensor]
 
-_CHUNK = 16  # elements of float32 in one cache line: what is moved together costs one memory access
-_LARGE = 1 << 18
+_CHUNK = 32  # elements moved together: two cache lines of float32, and much less than a row of a large weight
+_LARGE = 1 << 15
 
 
 def plan_redraw(source: Tensor, is_parameter: bool) -> tuple[str, Draw]:
@@ -41,7 +42,7 @@ def plan_redraw(source: Tensor, is_parameter: bool) -> tuple[str, Draw]:
         return KEPT_STRUCTURED, _clone
     if not is_parameter:
         return "NOT redrawn: a buffer whose meaning is not known", _clone
-    if not bool(torch.isfinite(source.detach()).all()):
+    if not np.isfinite(sample(source)).all():
         return "NOT redrawn: holds infinite or NaN values", _clone
     if source.numel() < 16:
         return NORMAL_FIT, _normal_fit
@@ -52,14 +53,18 @@ def plan_redraw(source: Tensor, is_parameter: bool) -> tuple[str, Draw]:
 
 def permute(source: Tensor) -> Tensor:
     """Return the values of ``source`` in a new random order; rows of zeros (padding) stay where they are."""
-    flat = source.detach().flatten(1) if source.dim() >= 2 else source.detach()
-    if flat.dim() == 2:
-        filled = (flat != 0).any(dim=1)
-        if not bool(filled.all()):
-            out = torch.zeros_like(flat)
-            out[filled] = _shuffle(flat[filled].reshape(-1)).view(-1, flat.shape[1])
-            return _like(source, out)
-    return _like(source, _shuffle(flat.reshape(-1)))
+    if source.dim() < 2:
+        return _like(source, _shuffle(source.detach()))
+    rows = source.detach().flatten(1)
+    # Rows that start with a zero are few, so that looking for zero rows among them costs no pass over the tensor.
+    suspects = (rows[:, 0] == 0).nonzero().view(-1)
+    empty = suspects[~rows[suspects].any(dim=1)]
+    if len(empty) == 0:
+        return _like(source, _shuffle(rows.reshape(-1)))
+    filled = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill_(0, empty, False)
+    out = torch.zeros_like(rows)
+    out[filled] = _shuffle(rows[filled].view(-1)).view(-1, rows.shape[1])
+    return _like(source, out)
 
 
 def _shuffle(flat: Tensor) -> Tensor:
@@ -67,14 +72,17 @@ def _shuffle(flat: Tensor) -> Tensor:
     if n < _LARGE:
         return flat[torch.randperm(n, device=flat.device)]
     # A uniform permutation of a large tensor is one cache miss per element. For independent values any permutation
-    # chosen without looking at them is as good, as long as heads don't line up: short chunks go anywhere, at an
-    # offset that differs between heads.
-    body = n - n % _CHUNK
-    order = torch.randperm(body // _CHUNK, device=flat.device)
+    # chosen without looking at them is as good, as long as heads don't line up: short chunks go anywhere, from one
+    # random offset to another. The few values outside the chunks go to the places left over.
+    chunks = n // _CHUNK - 1
+    origin, target = (slice(offset, offset + chunks * _CHUNK) for offset in torch.randint(_CHUNK, (2,)).tolist())
     out = torch.empty_like(flat)
-    torch.index_select(flat[:body].view(-1, _CHUNK), 0, order, out=out[:body].view(-1, _CHUNK))
-    out[body:] = flat[body:]
-    return out.roll(int(torch.randint(1, n, ())))
+    order = torch.randperm(chunks, device=flat.device)
+    torch.index_select(flat[origin].view(chunks, _CHUNK), 0, order, out=out[target].view(chunks, _CHUNK))
+    rest = torch.cat([flat[: origin.start], flat[origin.stop :]])
+    rest = rest[torch.randperm(len(rest), device=flat.device)]
+    out[: target.start], out[target.stop :] = rest[: target.start], rest[target.start :]
+    return out
 
 
 def _permute_within_rows(source: Tensor) -> Tensor:

@@ -91,6 +91,11 @@ class Replica:
         for key in self._originals if under is None else self.below(under):
             self._put(key, self._originals[key].detach().clone())
 
+    def release(self, under: str | None = None) -> None:
+        """Put meta tensors back into the head slots, so that the replica keeps no memory between draws."""
+        for key in self._originals if under is None else self.below(under):
+            self._put(key, torch.empty_like(self._originals[key].detach(), device="meta"))
+
     def get(self, key: int) -> Tensor:
         """Return what the first slot of one source tensor holds now, also if an initialiser put a new object there."""
         slot = self._slots[key][0]
