@@ -366,7 +366,8 @@ def test_nothing_is_stored_between_updates():
     net = network()
     sparsity.sparsify(net, 0.6)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    engine = sparsity.rigl(net, optimizer, every=3)
+    open_in_update = []
+    engine = sparsity.rigl(net, optimizer, every=3, callback=lambda _: open_in_update.append(len(_open)))
     sizes = []
     for step in range(7):
         x, y = batch(step)
@@ -376,6 +377,7 @@ def test_nothing_is_stored_between_updates():
         optimizer.step()
     dense = 60 + 80 + 24
     assert sizes == [0, 0, 0, dense, 0, 0, dense]
+    assert open_in_update == [0, 0]
     assert len(_open) == 0
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -94,6 +95,25 @@ def test_set_depends_on_its_seed_only():
 
     assert torch.equal(masks_after(1), masks_after(1))
     assert not torch.equal(masks_after(1), masks_after(2))
+
+
+def test_set_draws_anew_for_each_layer_and_step():
+    def grown(step):
+        net = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False))
+        masks = sparsity.sparsify(net, 0.5)
+        for path, weight in masks.weights.items():
+            masks[path].copy_(torch.arange(144).view(12, 12) % 2 == 0)
+            weight.parameter.data.copy_(masks[path])
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        engine = sparsity.set_(net, optimizer, every=1, fraction=0.5)
+        engine.load_state_dict({"step": step, "skipped": 0, "seed": 0})
+        net(torch.ones(12)).sum().backward()
+        optimizer.step()
+        return [mask.flatten()[1::2] for mask in masks.values()]
+
+    draws = grown(1) + grown(2)
+    assert all(draw.sum() == 36 for draw in draws)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
 
 
 def test_static_by_hand():
