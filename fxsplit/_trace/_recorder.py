@@ -87,6 +87,9 @@ class Recorder(TorchFunctionMode):
             result = self._model(*args, **kwargs)
             with self._silence():
                 self.output = rebuild_output(result, self._find_returned, self.dropped)
+        # Several runs are kept until they are merged; their activations and autograd graphs need not be.
+        self._tape.release()
+        self.returned = [tensor.detach() for tensor in self.returned]
 
     # What the mode and the patches call.
 

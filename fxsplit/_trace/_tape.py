@@ -38,6 +38,10 @@ class Tape:
         """The innermost module that is running."""
         return self.open[-1] if self.open else ""
 
+    def release(self) -> None:
+        """Let go of the values once the run is over."""
+        self._known.clear()
+
     def forget_flops(self) -> None:
         """Count from here: what ran before belongs to no record."""
         self._take_flops()
