@@ -21,7 +21,7 @@ class Memory:
         self.written: dict[fx.Node, frozenset[fx.Node]] = {}
         for node in flow.nodes:
             shared = {node}
-            for value in viewed_arguments(flow.root, node):
+            for value in filter(flow.carries_data, viewed_arguments(flow.root, node)):
                 shared |= self.shares[flow.current(value, node)] | self.shares[value]
             self.shares[node] = frozenset(shared)
             overwritten = written_argument(flow.root, node)
