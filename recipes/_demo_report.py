@@ -77,7 +77,7 @@ def write_report(
     """
     look = plots.looks(row["label"] for row in summary)
     lead = (
-        f"Four systems on {data.name}, {_count(settings.seeds, 'seed')} each, trained on one budget. "
+        f"Four systems on {data.name}, {_count(settings.seeds, 'seed')} each, trained under one budget rule. "
         f"Computed in {seconds:.0f} s by python -m recipes demo on {platform.machine()}, {_processor()}."
     )
     sections = [
@@ -116,7 +116,10 @@ def _result_figures(runs: Sequence[Run], labels: Tensor, look: plots.Looks) -> l
     }
     return [
         (plots.trade_off(trade_off, look), "Small dots are seeds; the bar is mean and standard deviation."),
-        (plots.reliability(bins, look), "Reliability diagram, test predictions of all seeds together."),
+        (
+            plots.reliability(bins, look),
+            f"Reliability diagram: test predictions of all seeds, bins with {plots.FEWEST} of them or more.",
+        ),
         (plots.diversity(diversity, look), "How much heads differ, and what voting makes of it."),
     ]
 

@@ -18,6 +18,8 @@ from recipes._tables import mean_std
 _COLOURS = ("#6b6b6b", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
+FEWEST = 10  # predictions in a bin of the reliability diagram
+
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -103,17 +105,26 @@ def learning_curves(
 
 
 def reliability(bins: Mapping[str, Sequence[tuple[float, float, int]]], look: Looks) -> str:
-    """Draw accuracy against confidence per system, with the share of the predictions in each bin below."""
+    """Draw accuracy against confidence per system, and below the share of the predictions in each bin.
+
+    The accuracy of bins with few predictions would be noise, and is left out.
+
+    Args:
+        bins: For each label mean confidence, accuracy and count of each bin, see `calibration_bins`.
+        look: Look of each label.
+    """
 
     def draw(canvas: Figure) -> None:
         upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot((0, 1), (0, 1), color="#bbbbbb", linestyle="--", linewidth=1, label="calibrated")
         for label, table in bins.items():
             colour, marker = look[label]
-            confidence, accuracy, counts = zip(*table, strict=True)
-            upper.plot(confidence, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
-            total = sum(counts)
-            lower.plot(confidence, [count / total for count in counts], color=colour, marker=marker, markersize=3)
+            full = [(confidence, accuracy) for confidence, accuracy, count in table if count >= FEWEST]
+            xs, ys = [x for x, _ in full], [y for _, y in full]
+            upper.plot(xs, ys, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
+            total = sum(count for _, _, count in table)
+            shares = [count / total for _, _, count in table]
+            lower.plot([x for x, _, _ in table], shares, color=colour, marker=marker, markersize=3)
         upper.set(ylabel="accuracy", ylim=(0, 1.03))
         upper.legend(fontsize=8)
         lower.set(xlabel="confidence of the vote", ylabel="share", yscale="log", xlim=(0, 1.02))
@@ -136,7 +147,7 @@ def trade_off(points: Mapping[str, tuple[float, Sequence[float]]], look: Looks) 
         axes.set(xlabel="inference FLOPs per image, actual masks (millions)", ylabel="test accuracy")
         axes.set_xlim(left=0)
         axes.margins(y=0.15)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(fontsize=8)
 
     return figure(draw, "tradeoff", height=4.4)
@@ -164,7 +175,7 @@ def diversity(points: Mapping[str, tuple[Sequence[float], Sequence[float], Seque
             axes.set_yticks(range(len(points)), list(points), fontsize=9)
             axes.set_ylim(len(points) - 0.5, -0.5)
             axes.set_xlabel(title)
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
 

@@ -53,7 +53,7 @@ class Settings:
 
     out: Path = Path("runs/demo")
     seeds: int = 3
-    epochs: int = 60
+    epochs: int = 50
     heads: int = 3
     sparsity: float = 0.8
     split: int = 2

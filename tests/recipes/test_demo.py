@@ -118,7 +118,7 @@ def test_the_page_is_self_contained_and_complete(finished: Demo) -> None:
 
 def test_the_terminal_shows_budget_table_and_checks(finished: Demo) -> None:
     printed = finished.printed
-    assert "One budget for all" in printed
+    assert "One budget rule for all" in printed
     assert "TreeNet (M=3)" in printed
     assert "no ranking" in printed  # a single seed
     assert printed.count("pass  ") == 2
