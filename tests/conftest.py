@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("quick", max_examples=15, derandomize=True, **_COMMON)
-settings.register_profile("thorough", max_examples=300, print_blob=True, **_COMMON)
+settings.register_profile("thorough", max_examples=150, print_blob=True, **_COMMON)
 settings.load_profile("quick")
 
 
