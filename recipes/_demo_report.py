@@ -114,12 +114,10 @@ def _result_figures(runs: Sequence[Run], labels: Tensor, look: plots.Looks) -> l
         for label, same in by_label.items()
         if same[0].plan.heads > 1
     }
+    binned = f"Reliability diagram: test predictions of all seeds, bins with {plots.FEWEST} or more of them."
     return [
         (plots.trade_off(trade_off, look), "Small dots are seeds; the bar is mean and standard deviation."),
-        (
-            plots.reliability(bins, look),
-            f"Reliability diagram: test predictions of all seeds, bins with {plots.FEWEST} of them or more.",
-        ),
+        (plots.reliability(bins, look), binned),
         (plots.diversity(diversity, look), "How much heads differ, and what voting makes of it."),
     ]
 
