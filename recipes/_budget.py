@@ -15,9 +15,9 @@ from sparsity._flops import sparse_training_flops
 
 CONVENTION = (
     "One budget rule for all. Every dense network trains for E = {epochs} epochs (each network of the full ensemble "
-    "too). A sparse network may train longer, as in RigL and NeuroTrails: at most E / (1 - S) epochs, and never for more "
-    "training FLOPs than ONE dense single network spends in E epochs. Its FLOPs are those of its actual masks, by "
-    "RigL's formula (Evci et al. 2020, app. H): 3 f_D per example for a dense network, "
+    "too). A sparse network may train longer, as in RigL and NeuroTrails: at most E / (1 - S) epochs, and never for "
+    "more training FLOPs than ONE dense single network spends in E epochs. Its FLOPs are those of its actual masks, "
+    "by RigL's formula (Evci et al. 2020, app. H): 3 f_D per example for a dense network, "
     "(3 f_S dT + 2 f_S + f_D) / (dT + 1) for RigL."
 )
 
