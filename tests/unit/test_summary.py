@@ -217,6 +217,17 @@ def test_neurotrails_under_both_conventions(
     assert sizes.total.maskable_density == pytest.approx(1 - s, abs=1e-7)
 
 
+@pytest.mark.slow
+def test_llama_130m_as_a_treenet_of_three() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
+    graph = fxsplit.trace(LlamaForCausalLM(config))
+    found = summary(fxsplit.split(graph, 1 / 3, heads=3, init="copy"))
+    assert f"{found.parameter_ratio:.3f}" == "2.211"
+    assert f"{found.dense_flops_ratio:.2f}" == "2.48"
+
+
 def test_under_uniform_allocation_the_two_conventions_agree() -> None:
     sizes = on_meta("wrn", 4, 3, 0.8, "uniform")
     assert sizes.masked_flops_ratio == pytest.approx(sizes.uniform_flops_ratio, rel=1e-4)
