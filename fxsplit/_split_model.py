@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import fx, nn
 
 from fxsplit._cuts import Cut
+from fxsplit._errors import SplitError
 from fxsplit._split_report import SplitReport
 
 _STATE = "fxsplit_split"
@@ -30,8 +31,8 @@ class SplitModel(fx.GraphModule):
     """Placeholders -> ``trunk`` -> ``heads.0`` ... ``heads.M-1`` -> ``vote`` -> output.
 
     Calling it returns what the original model returned, voted over the heads. Made by `fxsplit.split`; trunk and heads
-    are graph modules in which every module has its original path (``net.heads[1].layer4[2]`` is
-    ``heads.1.layer4.2``).
+    are graph modules in which every module has its original path: ``layer4.2`` of the second head is
+    ``net.get_submodule('heads.1.layer4.2')``. Copy it with ``copy.deepcopy``; store it with `fxsplit.save`.
     """
 
     trunk: fx.GraphModule
@@ -76,6 +77,13 @@ class SplitModel(fx.GraphModule):
         for part in ("", "trunk", *(f"heads.{index}" for index in range(self.num_heads))):
             type(copied.get_submodule(part)).__name__ = type(self.get_submodule(part)).__name__
         return copied
+
+    def __reduce__(self) -> Any:
+        # fx would trace the code again when it is unpickled, and lose everything but the graph.
+        raise SplitError(
+            "A split model cannot be pickled. Store it with fxsplit.save(net, path), or its weights with "
+            "torch.save(net.state_dict(), path)."
+        )
 
     @property
     def _state(self) -> SplitState:

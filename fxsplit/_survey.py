@@ -111,7 +111,8 @@ class Survey:
 
         The main tensor is the last one made, inside ``path`` if there is one. The others are side inputs (masks,
         position encodings, another tower) if data reaches the main tensor without passing through them. If not, a skip
-        connection is still open, and the main tensor alone says nothing new.
+        connection is still open, and the main tensor alone says nothing new. Data on a way through another side
+        input, such as a mask, does not count.
         """
         key = (moment, path)
         if key not in self._verdicts:
@@ -126,7 +127,8 @@ class Survey:
         if main is None:
             return Verdict(None, tuple(alive), ())
         sides = [node for node in alive if node is not main]
-        own = [node for node in sides if node in made]
+        # Ids and masks only say what the main tensor is about, like the model's inputs.
+        own = [node for node in sides if node in made and _holds_numbers(node)]
         if not self.flow.bypasses(main, own):
             return Verdict(main, tuple(sides), tuple(self._blocking(main, own)))
         below = [n for n in own if self.flow.bypasses(n, ()) and not self.flow.bypasses(n, (main,))]
@@ -142,8 +144,7 @@ class Survey:
         return needed
 
     def _last(self, candidates: list[fx.Node], path: str) -> fx.Node | None:
-        floating = [n for n in candidates if n.meta["dtype"] is not None and n.meta["dtype"].is_floating_point]
-        pool = floating or candidates
+        pool = [n for n in candidates if _holds_numbers(n)] or candidates
         pool = [n for n in pool if path in n.meta["modules"]] or pool
         if not pool:
             return None
@@ -182,6 +183,11 @@ class Survey:
         """The node that runs last up to a moment."""
         at = [node for node, made in self.flow.moment.items() if made == moment and made != BEFORE]
         return next((node for node in at if not is_getter(node)), at[0] if at else None)
+
+
+def _holds_numbers(node: fx.Node) -> bool:
+    """Whether a tensor is floating or complex: no ids, no mask."""
+    return node.meta["dtype"].is_floating_point or node.meta["dtype"].is_complex
 
 
 def _has_weight(module: object) -> bool:

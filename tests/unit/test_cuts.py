@@ -305,3 +305,20 @@ def test_networkx_graph_of_a_split_model_has_its_components(residual: fxsplit.Tr
     assert networkx.has_path(graph, "x", "output")
     with pytest.raises(fxsplit.FxSplitError, match="traced or split"):
         fxsplit.to_networkx(nn.Linear(1, 1))  # type: ignore[arg-type]
+
+
+def test_token_ids_read_again_at_the_end_are_a_side_input() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layer, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            ids = ids.view(-1, ids.shape[-1])
+            x = self.layer(self.embed(ids))
+            return self.head(x[torch.arange(x.shape[0]), ids.argmax(-1)])
+
+    traced = fxsplit.trace(Pooled(), torch.randint(0, 9, (2, 5)))
+    cuts = fxsplit.find_cuts(traced, every_module=True)
+    assert [cut.path for cut in cuts] == ["embed", "layer"]
+    assert [(c.dtype, c.main) for c in cuts[1].crossing] == [(torch.float32, True), (torch.int64, False)]

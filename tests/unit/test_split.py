@@ -6,6 +6,7 @@ import copy
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -215,6 +216,16 @@ def test_deepcopy_and_state_dict(model: Net) -> None:
     twin.load_state_dict(net.state_dict())
     assert torch.equal(twin(X), net(X))
     assert "SplitModel" in repr(twin)
+
+
+def test_weights_can_be_pickled_but_the_network_points_to_save(model: Net, tmp_path: Path) -> None:
+    net = make(model.eval(), init="fresh")
+    torch.save(net.state_dict(), tmp_path / "weights")
+    other = make(model, init="fresh", seed=9)
+    other.load_state_dict(torch.load(tmp_path / "weights"))
+    assert torch.equal(other(X), net(X))
+    with pytest.raises(fxsplit.SplitError, match=r"fxsplit.save"):
+        torch.save(net, tmp_path / "net")
 
 
 def test_dtype_can_be_changed(model: Net) -> None:
