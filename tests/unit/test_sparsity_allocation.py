@@ -107,8 +107,8 @@ def test_counts_add_up_and_stay_next_to_their_quota(shapes, allocation, sparsity
 
 
 def test_largest_remainder_by_hand():
-    # Quotas at density 7/16: 1.75, 3.0625, 2.1875; floors 1, 3, 2; the one missing goes to the largest remainder.
-    assert allocate({"a": (2, 2), "b": (7, 1), "c": (5, 1)}, 9 / 16, "uniform") == {"a": 2, "b": 3, "c": 2}
+    # Quotas at density 7/16: 3.0625, 1.75, 2.1875; floors 3, 1, 2; the one missing goes to the largest remainder.
+    assert allocate({"a": (7, 1), "b": (2, 2), "c": (5, 1)}, 9 / 16, "uniform") == {"a": 3, "b": 2, "c": 2}
 
 
 def test_every_layer_keeps_a_weight():

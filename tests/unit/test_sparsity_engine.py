@@ -461,7 +461,7 @@ def test_batch_norm_net():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
+    assert max(losses[-5:]) < losses[0]
     assert engine.last.step == 38
     assert masks.nonzeros == round(0.2 * masks.total)
 
@@ -527,12 +527,12 @@ def test_engine_ends_with_its_optimizer():
     sparsity.sparsify(net, 0.5)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     engine = sparsity.rigl(net, optimizer)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.itself = optimizer  # a cycle, such as schedulers make
     gone = weakref.ref(engine)
     del engine
     gc.collect()
     assert gone() is not None  # the optimizer needs it
-    del optimizer, scheduler
+    del optimizer
     sparsity.rigl(net, torch.optim.SGD(net.parameters(), lr=0.1))
     assert gone() is None
 
