@@ -14,9 +14,10 @@ _ROWS = ("component", "path", "ops", "output", "params", "nonzeros", "density", 
 _TOTALS = ("", "params", "nonzeros", "density", "FLOPs dense", "FLOPs uniform", "FLOPs masks")
 _CONVENTIONS = """\
 FLOPs: 2 x MAC of one forward pass per sample, of convolution and linear weights only.
-FLOPs dense: no masks. FLOPs uniform: FLOPs dense x density of the maskable weights (the convention of the paper's
-tables). FLOPs masks: every layer's FLOPs x the density of its own mask (what is computed with these masks).
-density: nonzeros / params; nonzeros: parameters that no mask holds at zero."""
+FLOPs dense: without masks.
+FLOPs uniform: FLOPs dense x density of the maskable weights, the convention of the paper's tables.
+FLOPs masks: every layer's FLOPs x the density of its own mask, which is what these masks compute.
+nonzeros: parameters that no mask holds at zero. density: nonzeros / params."""
 
 
 def as_text(summary: Summary) -> str:
@@ -29,7 +30,7 @@ def as_text(summary: Summary) -> str:
 def as_html(summary: Summary) -> str:
     """The same for a notebook; the blocks of every head are there, folded away."""
     rows = _rows(summary)
-    blocks = html_table(_ROWS, rows, caption="blocks")
+    blocks = html_table(_ROWS, rows)
     totals = html_table(_TOTALS, _totals(summary), caption=_notes(summary))
     return f'<div style="color:#111;background:#fff">{totals}<details><summary>blocks</summary>{blocks}</details></div>'
 

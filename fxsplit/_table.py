@@ -8,8 +8,9 @@ from numbers import Number
 
 from fxsplit._errors import FxSplitError
 
-_CELL = "padding:2px 8px;border-bottom:1px solid #ddd;color:#111;background:#fff;"
-_CAPTION = "caption-side:top;text-align:left;white-space:pre-line"
+_PAPER = "color:#111;background:#fff;"
+_CELL = f"padding:2px 8px;border-bottom:1px solid #ddd;{_PAPER}"
+_CAPTION = f"caption-side:top;text-align:left;white-space:pre-line;padding:2px 8px;{_PAPER}"
 
 
 def human(value: float) -> str:

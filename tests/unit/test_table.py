@@ -57,11 +57,11 @@ def test_html_escapes_everything_the_user_can_name() -> None:
 
 
 def test_html_is_self_contained_and_readable_on_a_dark_page() -> None:
-    html = html_table(["a"], [[1]])
+    html = html_table(["a"], [[1]], caption="words")
     assert not [part for part in ("class=", "<style", "<script") if part in html]
-    cell = next(ET.fromstring(html).iter("td"))
-    assert "text-align:right" in cell.attrib["style"]
-    assert "color:#111;background:#fff" in cell.attrib["style"]
+    text = {tag: next(ET.fromstring(html).iter(tag)).attrib["style"] for tag in ("caption", "th", "td")}
+    assert "text-align:right" in text["td"]
+    assert [tag for tag, style in text.items() if "color:#111;background:#fff" not in style] == []
 
 
 @pytest.mark.parametrize("render", [text_table, html_table])
