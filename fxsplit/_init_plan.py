@@ -26,7 +26,7 @@ META = "meta: holds no values"
 # Hundreds of tensors are tested per model. A model's own initialiser is trusted unless the evidence is overwhelming; a
 # layer's default one is easily replaced, because a permutation of the same values is at hand.
 _LEVEL_MODEL = 1e-7
-_LEVEL_LAYER = 1e-4
+_LEVEL_LAYER = 1e-3
 
 
 class Planner:
@@ -48,7 +48,7 @@ class Planner:
         for key, tensor in self._tensors.items():
             if tensor.is_meta:
                 self._settle(key, META, lambda tensor: torch.empty_like(tensor.detach()))
-            elif tensor.numel() > 1 and tensor.is_floating_point() and is_constant(tensor):
+            elif tensor.is_floating_point() and _starts_constant(tensor):
                 self._settle(key, KEPT_CONSTANT, lambda tensor: tensor.detach().clone())
         self._replica = Replica(source, tensors) if len(self._redraw) < len(self._tensors) else None
         self._initialisers = model_initialisers(source)
@@ -147,6 +147,12 @@ class Planner:
         repeated = any(np.array_equal(mine, other) for other in earlier)
         earlier.append(mine)
         return repeated
+
+
+def _starts_constant(tensor: Tensor) -> bool:
+    if tensor.numel() == 1:  # Any single value is constant; these two are what no draw gives.
+        return isinstance(tensor, nn.Parameter) and float(tensor.detach()) in (0.0, 1.0)
+    return is_constant(tensor)
 
 
 def _succeeds(initialise: Callable[[], object]) -> bool:

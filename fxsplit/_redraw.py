@@ -31,7 +31,7 @@ def plan_redraw(source: Tensor, is_parameter: bool) -> tuple[str, Draw]:
         is_parameter: Buffers hold statistics and tables more often than draws: they are kept.
     """
     if source.numel() == 1:
-        if not source.is_floating_point() or not is_parameter or _is_round_number(float(source.detach())):
+        if not source.is_floating_point() or not is_parameter or _is_round_number(source):
             return KEPT_CONSTANT, _clone
         return "NOT redrawn: a single value, which may be a constant as well as a draw", _clone
     if is_constant(source):
@@ -41,6 +41,8 @@ def plan_redraw(source: Tensor, is_parameter: bool) -> tuple[str, Draw]:
     if is_structured(source, is_parameter and source.requires_grad):
         return KEPT_STRUCTURED, _clone
     if not is_parameter:
+        if source.numel() < 16:  # rotary frequencies of tiny heads; too few to be features
+            return KEPT_STRUCTURED, _clone
         return "NOT redrawn: a buffer whose meaning is not known", _clone
     if not np.isfinite(sample(source)).all():
         return "NOT redrawn: holds infinite or NaN values", _clone
@@ -117,7 +119,11 @@ def _like(source: Tensor, values: Tensor) -> Tensor:
     return shaped if source.is_contiguous() else torch.empty_like(source.detach()).copy_(shaped)
 
 
-def _is_round_number(value: float) -> bool:
+def _is_round_number(source: Tensor) -> bool:
     """Whether a person could have written the value: few decimal digits, or the logarithm of such a number."""
-    candidates = [value, *(math.exp(v) for v in (value, -value) if abs(v) < 20)]
-    return any(abs(c - float(f"{c:.3g}")) <= 1e-6 * max(abs(c), 1e-30) for c in candidates)
+    value = float(source.detach())
+    digits = 5 if torch.finfo(source.dtype).bits > 16 else 2
+    if value == float(torch.tensor(float(f"{value:.{digits}g}"), dtype=source.dtype)):
+        return True
+    powers = [math.exp(v) for v in (value, -value) if abs(v) < 20]
+    return any(abs(power - float(f"{power:.3g}")) <= 1e-6 * power for power in powers)

@@ -51,17 +51,25 @@ def is_independent(source: np.ndarray, drawn: np.ndarray) -> bool:
 
 
 def same_distribution(source: np.ndarray, drawn: np.ndarray, level: float) -> bool:
-    """Whether two samples may come from one distribution: two-sample Kolmogorov-Smirnov test at ``level``.
+    """Whether two samples may come from one distribution, tested at ``level``.
 
-    Small samples give the test little power, so their scales must also agree within a factor of 2.5.
+    Initialisers differ in scale and in having a bound (uniform) or not (normal). The Kolmogorov-Smirnov test sees
+    either only in large samples, so both are tested on their own too.
     """
     if len(source) == 1:
         return True
-    if len(source) < 512:
-        ratio = math.sqrt(np.square(source).mean() / max(np.square(drawn).mean(), 1e-300))
-        bound = 2.5 if len(source) >= 8 else 6.0
-        if not 1 / bound < ratio < bound:
-            return False
+    scales = [math.sqrt(max(np.square(values).mean(), 1e-300)) for values in (source, drawn)]
+    kurtosis = np.mean([(values**4).mean() / scale**4 for values, scale in zip((source, drawn), scales, strict=True)])
+    # Standard error of the difference of two logarithms of scales.
+    error = math.sqrt(max(kurtosis - 1, 1) / (2 * len(source)))
+    if abs(math.log(scales[0] / scales[1])) > math.sqrt(-2 * math.log(level)) * error:
+        return False
+    # The largest of a uniform sample is sqrt(3) times its scale, of which this is five standard errors more; that of a
+    # normal sample of this size is well above.
+    edge = math.sqrt(3) * math.exp(5 * math.sqrt(0.2 / len(source)))
+    bounded = [np.abs(values).max() < edge * scale for values, scale in zip((source, drawn), scales, strict=True)]
+    if len(source) >= 128 and bounded[0] != bounded[1]:
+        return False
     return ks_p_value(source, drawn) > level
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import warnings
 from typing import Any
@@ -15,8 +16,14 @@ from torch import nn
 
 from fxsplit._errors import SplitError
 from fxsplit._init import HeadDraw, fresh_heads
+from fxsplit._statistics import ks_p_value, same_distribution
 
 SEEDS = 6
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
 
 
 def names(model: Any) -> list[str]:
@@ -170,6 +177,27 @@ def test_default_layers_use_reset_parameters():
     assert 0.95 * bound < float(head.values["3.weight"].abs().max()) <= bound
 
 
+@pytest.mark.parametrize("n", [48, 256, 4096])
+def test_initialisers_of_other_scale_or_shape_are_told_apart(n):
+    rejected = dict.fromkeys(("same", "wider", "normal"), 0)
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        uniform = generator.uniform(-1, 1, n)
+        rejected["same"] += not same_distribution(generator.uniform(-1, 1, n), uniform, 0.001)
+        rejected["wider"] += not same_distribution(generator.uniform(-2, 2, n), uniform, 0.001)
+        rejected["normal"] += not same_distribution(generator.normal(0, 3**-0.5, n), uniform, 0.001)
+    assert rejected["same"] <= 1
+    assert rejected["wider"] == 40
+    assert rejected["normal"] >= 36 or n < 128
+
+
+def test_ks_p_value_agrees_with_scipy():
+    generator = np.random.default_rng(0)
+    for n, shift in [(40, 0.0), (40, 0.5), (500, 0.1), (2048, 0.05), (2048, 0.3)]:
+        a, b = generator.normal(size=n), generator.normal(shift, 1, size=n)
+        assert ks_p_value(a, b) == pytest.approx(stats.ks_2samp(a, b, method="exact")[1], rel=0.3, abs=0.01)
+
+
 def test_layers_initialised_by_the_constructor_are_permuted():
     layer = nn.Linear(64, 64)
     nn.init.normal_(layer.weight, std=3.0)
@@ -270,6 +298,17 @@ def test_bare_tensors():
         assert kept == rule.startswith(("kept", "NOT")), name
         assert torch.equal(first.values[name], second.values[name]) == kept, name
         assert first.values[name].data_ptr() != tensors[name].data_ptr(), name
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 2.6592, math.log(1 / 0.07), -4.6052])
+def test_single_round_values_are_constants(value):
+    layer = nn.Linear(8, 1)
+    with torch.no_grad():
+        layer.bias.fill_(value)
+    module = nn.Module()
+    module.bare = layer.bias
+    assert draws(module)[0].rule["bare"] == "kept: constant"
+    assert (draws(layer)[0].rule["bias"] == "kept: constant") == (value in (0.0, 1.0))
 
 
 def test_orthogonal_weights_stay_orthogonal():
