@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxsplit
 import sparsity
 from tests.checks import assert_same, assert_unchanged, bits, snapshot, tensors
-from tests.strategies import Case, ConvCase, call, holds_for, split_cases
+from tests.strategies import Case, ConvCase, TokenCase, call, holds_for, split_cases
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01),
@@ -150,6 +150,31 @@ def test_saving_and_loading_is_bitwise(draw: tuple[Case, str], level: float) -> 
     assert {name: bits(mask) for name, mask in sparsity.masks_of(again).items()} == {
         name: bits(mask) for name, mask in masks.items()
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        ConvCase(blocks=("plain", "concat"), output="dict", second="late"),
+        TokenCase(blocks=("softmax", "fused"), mask=True, rotary=True),
+    ],
+    ids=["conv", "token"],
+)
+def test_onnx_computes_the_same(case: Case, tmp_path: Path) -> None:
+    """By onnxruntime, at a batch size that the export never saw; the net keeps its masks."""
+    import onnxruntime
+
+    net, masks = sparse_net((case, "blocks.0"), 0.8)
+    before = snapshot(net)
+    fxsplit.export_onnx(net, tmp_path / "net.onnx", case.example())
+    assert_unchanged(before, net)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    actual = session.run(None, {name: value.numpy() for name, value in case.data(5).items()})
+    expected = tensors(call(net, case.example(5)))
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other, rtol=1e-5, atol=1e-6)
+    assert masks.sparsity == sparsity.masks_of(net).sparsity
 
 
 @pytest.mark.parametrize("interrupted", [1, 3])
