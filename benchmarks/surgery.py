@@ -57,6 +57,7 @@ def llama_350m() -> nn.Module:
     return LlamaForCausalLM(config)
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CASES = {"resnet50": Case(resnet50, "layer3.2"), "llama-350m": Case(llama_350m, 8)}
 
 
@@ -72,33 +73,34 @@ def head_part(model: nn.Module, net: fxsplit.SplitModel) -> list[nn.Module]:
     return [module for module in modules if module._parameters or module._buffers]
 
 
-def measure_time(case: Case, init: str, repeat: int) -> dict[str, float]:
+def measure_time(case: Case, init: str, repeat: int, clock: str) -> dict[str, float]:
     """Medians in seconds of the whole, of its phases and of the rival."""
     model = case.build()
     part = head_part(model, operate(model, case.split, init))
-    clock = Stopwatch()
+    watch = Stopwatch(CLOCKS[clock])
     for _ in range(repeat):
-        clock.measure("deepcopy", copy_parts, part)
-        clock.measure("total", operate, model, case.split, init)
-        graph = clock.measure("trace", fxsplit.trace, model)
-        net = clock.measure("split", fxsplit.split, graph, case.split, heads=HEADS, init=init)
-        clock.measure("sparsify", sparsity.sparsify, net, SPARSITY)
+        watch.measure("deepcopy", copy_parts, part)
+        watch.measure("total", operate, model, case.split, init)
+        graph = watch.measure("trace", fxsplit.trace, model)
+        net = watch.measure("split", fxsplit.split, graph, case.split, heads=HEADS, init=init)
+        watch.measure("sparsify", sparsity.sparsify, net, SPARSITY)
         del graph, net
-    return {name: statistics.median(values) for name, values in clock.seconds.items()}
+    return {name: statistics.median(values) for name, values in watch.seconds.items()}
 
 
 class Stopwatch:
     """Calls functions and keeps how long each call took, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
         self.seconds: dict[str, list[float]] = {}
 
     def measure(self, name: str, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call ``action`` and return its result."""
         gc.collect()
-        start = time.perf_counter()
+        start = self.now()
         result = action(*args, **kwargs)
-        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        self.seconds.setdefault(name, []).append(self.now() - start)
         return result
 
 
@@ -107,7 +109,7 @@ def copy_parts(part: list[nn.Module]) -> list[list[nn.Module]]:
     return [copy.deepcopy(part) for _ in range(HEADS)]
 
 
-def measure_memory(case: Case, init: str, repeat: int) -> dict[str, float]:
+def measure_memory(case: Case, init: str, repeat: int, clock: str) -> dict[str, float]:
     """Bytes: the peak that one surgery adds to the resident set, and the size of its result."""
     model = case.build()
     gc.collect()
@@ -132,25 +134,25 @@ def resident(key: str) -> int:
 MEASUREMENTS = {"time": measure_time, "memory": measure_memory}
 
 
-def run_child(measurement: str, name: str, init: str, repeat: int) -> dict[str, float]:
+def run_child(measurement: str, name: str, init: str, repeat: int, clock: str) -> dict[str, float]:
     """Measure in a fresh process."""
-    arguments = ["--child", measurement, name, init, "--repeat", str(repeat)]
+    arguments = ["--child", measurement, name, init, "--repeat", str(repeat), "--clock", clock]
     command = [sys.executable, "-m", "benchmarks.surgery", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def child(measurement: str, name: str, init: str, repeat: int) -> None:
+def child(measurement: str, name: str, init: str, repeat: int, clock: str) -> None:
     """Load what is loaded lazily, measure, and print the result as JSON."""
     tiny = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     fxsplit.neurotrailify(tiny, "1", sparsity=0.5, example=torch.zeros(2, 4))
-    print(json.dumps(MEASUREMENTS[measurement](CASES[name], init, repeat)))
+    print(json.dumps(MEASUREMENTS[measurement](CASES[name], init, repeat, clock)))
 
 
-def report(name: str, init: str, repeat: int) -> str:
+def report(name: str, init: str, repeat: int, clock: str) -> str:
     """One line with the ratios and one with the phases."""
-    seconds = run_child("time", name, init, repeat)
-    memory = run_child("memory", name, init, repeat)
+    seconds = run_child("time", name, init, repeat, clock)
+    memory = run_child("memory", name, init, repeat, clock)
     ratio, peak = seconds["total"] / seconds["deepcopy"], memory["peak"] / memory["result"]
     phases = ", ".join(f"{phase} {seconds[phase]:.2f} s" for phase in ("trace", "split", "sparsify"))
     return (
@@ -171,17 +173,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.surgery", description=__doc__)
     parser.add_argument("--repeat", type=int, default=5, help="runs per median (default: 5)")
     parser.add_argument("--case", choices=CASES, action="append", help="only this model; may be repeated")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that does other work (default: wall)"
+    )
     parser.add_argument("--child", nargs=3, metavar=("MEASUREMENT", "CASE", "INIT"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         measurement, name, init = options.child
-        child(measurement, name, init, options.repeat)
+        child(measurement, name, init, options.repeat, options.clock)
         return
     machine = f"{torch.get_num_threads()} threads, {platform.machine()}"
-    print(f"torch {torch.__version__}, {machine}, medians of {options.repeat}")
+    print(f"torch {torch.__version__}, {machine}, {options.clock} time, medians of {options.repeat}")
     for name in options.case or CASES:
         for init in ("fresh", "copy"):
-            print(report(name, init, options.repeat), flush=True)
+            print(report(name, init, options.repeat, options.clock), flush=True)
 
 
 if __name__ == "__main__":
