@@ -25,10 +25,11 @@ from fxsplit._onnx_wrapper import TensorsOnly, fold_parametrizations, input_name
 from fxsplit._spec import restore_example
 from fxsplit._split_model import SPEC, SplitModel
 from fxsplit._trace import TracedModel
-from fxsplit._trace._example import complete, infer_example
+from fxsplit._trace._example import complete, infer_examples
 from fxsplit._trace._fit import BATCH, Sizes
 from fxsplit._trace._inputs import (
     Argument,
+    Example,
     Inputs,
     as_example,
     bind,
@@ -125,22 +126,28 @@ def _require(*packages: str) -> None:
 
 def _arguments(model: nn.Module, example: Any) -> tuple[Argument, ...]:
     try:
-        given = as_example(_known_example(model) if example is None else example)
-        arguments = complete(model, bind(model, given))
+        candidates = _known_examples(model) if example is None else [as_example(example)]
+        choices = [complete(model, bind(model, candidate)) for candidate in candidates]
     except TraceError as error:
         raise ExportError(str(error)) from error
-    return tuple(
-        dataclasses.replace(argument, value=map_tensors(argument.value, lambda tensor: tensor.detach().cpu()))
-        for argument in arguments
-    )
+    on_cpu = [
+        tuple(dataclasses.replace(argument, value=map_tensors(argument.value, _on_cpu)) for argument in choice)
+        for choice in choices
+    ]
+    return next((choice for choice in on_cpu if _accepts(TensorsOnly(model, choice), fixed(choice), {})), on_cpu[0])
 
 
-def _known_example(model: nn.Module) -> Any:
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
+
+
+def _known_examples(model: nn.Module) -> list[Example]:
+    """Return inputs that the model may take, the likeliest first."""
     if isinstance(model, TracedModel):
-        return model.example
+        return [model.example]
     if isinstance(model, SplitModel):
-        return restore_example(model.meta[SPEC]["example"], torch.device("cpu"))
-    return infer_example(model)
+        return [as_example(restore_example(model.meta[SPEC]["example"], torch.device("cpu")))]
+    return infer_examples(model)
 
 
 def _plans(wrapper: TensorsOnly, arguments: tuple[Argument, ...]) -> list[Inputs]:
