@@ -13,25 +13,24 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class Instance:
-    """One called module: its class, whether it is made of parts with parameters, whether it ends in a clean cut."""
+    """One called module that is made of several parts: its class, and whether it ends in a clean cut."""
 
     path: str
     kind: type[nn.Module]
-    composite: bool
     clean: bool
 
 
 def block_paths(instances: Sequence[Instance]) -> list[str]:
     """Paths of all blocks, in the order given.
 
-    A block class has composite instances only, occurs at least twice, and at least three quarters of its instances
-    end in clean cuts. Plain containers count only if no other class does. Where block classes are nested, the inner
-    one wins if some outer instance holds several of it (a stage of blocks), the outer one otherwise (a transformer
-    layer with one attention part).
+    A block class occurs at least twice, and at least three quarters of its instances end in clean cuts. Plain
+    containers count only if no other class does. Where block classes are nested, the inner one wins if some outer
+    instance holds several of it (a stage of blocks), the outer one otherwise (a transformer layer with one attention
+    part).
     """
     for kinds in (_kinds(instances, containers=False), _kinds(instances, containers=True)):
         if kinds:
-            members = [i for i in instances if i.composite and i.kind in kinds]
+            members = [i for i in instances if i.kind in kinds]
             winners = _resolve_nesting(members)
             return [i.path for i in members if i.kind in winners]
     return []
@@ -41,7 +40,7 @@ def _kinds(instances: Iterable[Instance], containers: bool) -> set[type[nn.Modul
     found = set()
     ordered = sorted(instances, key=lambda i: id(i.kind))
     for kind, group in groupby(ordered, key=lambda i: i.kind):
-        members = [i for i in group if i.composite]
+        members = list(group)
         if (
             len(members) >= 2
             and (kind in _CONTAINERS) == containers

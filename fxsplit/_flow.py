@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 
 from torch import fx
@@ -83,21 +83,35 @@ class Flow:
         """Whether a value is an argument of the model, or an item of one."""
         return self.moment.get(node) == BEFORE
 
-    def bypasses(self, node: fx.Node, blocked: Collection[fx.Node]) -> bool:
+    @cached_property
+    def _data_inputs(self) -> dict[fx.Node, list[fx.Node]]:
+        carriers = {node for node in self.nodes if node.op != "output" and self.carries_data(node)}
+        return {node: [value for value in self.inputs[node] if value in carriers] for node in carriers}
+
+    @cached_property
+    def fed(self) -> set[fx.Node]:
+        """Nodes that data of the model's inputs reaches; sizes, parameters and constants are no data."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            if node.op == "placeholder" or any(value in found for value in self._data_inputs.get(node, ())):
+                found.add(node)
+        return found
+
+    def bypasses(self, node: fx.Node, blocked: Iterable[fx.Node]) -> bool:
         """Whether data reaches ``node`` from the model's inputs on a way that avoids all of ``blocked``.
 
-        If not, ``blocked`` dominate ``node``. Sizes, parameters and constants are no data.
+        If not, ``blocked`` dominate ``node``.
         """
-        seen: set[fx.Node] = set(blocked)
+        seen = set(blocked)
         open_nodes = [node]
         while open_nodes:
             here = open_nodes.pop()
-            if here in seen or not self.carries_data(here):
+            if here in seen or here not in self.fed:
                 continue
             if here.op == "placeholder":
                 return True
             seen.add(here)
-            open_nodes += self.inputs[here]
+            open_nodes += self._data_inputs[here]
         return False
 
     def exit_of(self, nodes: Iterable[fx.Node]) -> int | None:

@@ -26,9 +26,10 @@ def require_traced(graph: object) -> fx.GraphModule:
         )
     if "fxsplit_spec" in graph.meta:
         raise SplitError("This model is split already. Cut and split the original model instead.")
-    if not all("modules" in node.meta for node in graph.graph.nodes if node.op != "output"):
+    paths = all("modules" in node.meta for node in graph.graph.nodes if node.op != "output")
+    if not paths or not hasattr(graph, "source"):  # trunk and heads have paths, but no model that they were traced from
         raise SplitError(
-            "This GraphModule has no module paths on its nodes, so no path can be looked up in it. "
+            f"This {type(graph).__name__} is a GraphModule that fxsplit.trace did not make, so no path can be looked up. "
             "Trace the original model with fxsplit.trace(model, example)."
         )
     return graph

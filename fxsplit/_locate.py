@@ -102,7 +102,7 @@ def _illegal(survey: Survey, path: str, moment: int) -> str:
             f"No clean cut after {path!r}: nothing that depends on the model's inputs has been computed there. {near}"
         )
     crossing = [_tensor(survey, node.name) for node in (verdict.main, *verdict.sides)]
-    blocking = " and ".join(repr(node.name) for node in verdict.blocking)
+    blocking = " and ".join(repr(node.name) for node in survey.obstacles(verdict))
     return (
         f"No clean cut after {path!r}: {len(crossing)} tensors cross there, {', '.join(crossing)}; and "
         f"{verdict.main.name!r} does not stand alone, because {blocking} (a connection that skips it) is still needed. "

@@ -19,7 +19,7 @@ class Verdict:
     Attributes:
         main: The tensor that carries the computation; None if there is none.
         sides: Other tensors that later computations read; inputs of the model among them.
-        blocking: The side tensors because of which the cut is illegal, empty if it is legal.
+        blocking: The side tensors that together make the cut illegal, empty if it is legal.
     """
 
     main: fx.Node | None
@@ -71,10 +71,11 @@ class Survey:
     def blocks(self) -> dict[str, int]:
         """The blocks whose exits are the model's block cuts, with their exits, in order."""
         source = getattr(self.root, "source", self.root)
+        composite = {path for path in _modules(source) if path in self.members and self._is_composite(path)}
         instances = [
-            Instance(path, type(module), self._is_composite(path), self._is_clean_exit(path))
+            Instance(path, type(module), self._is_clean_exit(path))
             for path, module in _modules(source).items()
-            if path in self.members
+            if path in composite
         ]
         paths = block_paths(instances) or self._before_layers()
         exits = {moment: path for path in reversed(paths) if (moment := self.exit(path)) is not None}
@@ -122,24 +123,25 @@ class Survey:
     def _judge(self, moment: int, path: str) -> Verdict:
         alive = [node for node in self.flow.alive(moment) if is_tensor(node) or is_container(node)]
         made = [node for node in alive if is_tensor(node) and not self.flow.is_input(node)]
-        candidates = [node for node in made if self.flow.bypasses(node, ())]
-        main = self._last(candidates, path)
+        main = self._last([node for node in made if node in self.flow.fed], path)
         if main is None:
             return Verdict(None, tuple(alive), ())
-        sides = [node for node in alive if node is not main]
+        sides = tuple(node for node in alive if node is not main)
         # Ids and masks only say what the main tensor is about, like the model's inputs.
-        own = [node for node in sides if node in made and _holds_numbers(node)]
+        own = tuple(node for node in sides if node in made and _holds_numbers(node))
         if not self.flow.bypasses(main, own):
-            return Verdict(main, tuple(sides), tuple(self._blocking(main, own)))
-        below = [n for n in own if self.flow.bypasses(n, ()) and not self.flow.bypasses(n, (main,))]
-        return Verdict(main, tuple(sides), tuple(below))
+            return Verdict(main, sides, own)
+        later = (n for n in own if n in self.flow.fed and self.flow.moment[n] >= self.flow.moment[main])
+        return Verdict(main, sides, tuple(n for n in later if not self.flow.bypasses(n, (main,))))
 
-    def _blocking(self, main: fx.Node, sides: list[fx.Node]) -> list[fx.Node]:
-        """The fewest of the side tensors that main cannot bypass; one skip connection, as a rule."""
-        needed = list(sides)
-        for node in sides:
+    def obstacles(self, verdict: Verdict) -> list[fx.Node]:
+        """The fewest of the blocking tensors that the main one cannot bypass; one skip connection, as a rule."""
+        needed = list(verdict.blocking)
+        if verdict.main is None or self.flow.bypasses(verdict.main, needed):
+            return needed
+        for node in verdict.blocking:
             rest = [n for n in needed if n is not node]
-            if not self.flow.bypasses(main, rest):
+            if not self.flow.bypasses(verdict.main, rest):
                 needed = rest
         return needed
 

@@ -128,8 +128,8 @@ class Attention(nn.Module): ...
 class Stage(nn.Module): ...
 
 
-def instance(path: str, kind: type[nn.Module], clean: bool = True, composite: bool = True) -> Instance:
-    return Instance(path, kind, composite, clean)
+def instance(path: str, kind: type[nn.Module], clean: bool = True) -> Instance:
+    return Instance(path, kind, clean)
 
 
 def test_of_nested_classes_the_repeated_inner_one_wins() -> None:
@@ -144,7 +144,6 @@ def test_a_class_needs_two_instances_three_quarters_of_them_clean() -> None:
     assert block_paths(layers) == [f"layers.{i}" for i in range(4)]
     assert block_paths(layers[:3]) == []
     assert block_paths([instance("only", Layer)]) == []
-    assert block_paths([instance("a", Layer, composite=False), instance("b", Layer, composite=False)]) == []
 
 
 def test_containers_count_only_if_nothing_else_does() -> None:
