@@ -13,17 +13,20 @@ def live_records(records: Sequence[Record], values: Sequence[Any], output: Any, 
     """Mark what is needed for ``output`` or for the model's state; ``lasting`` are the records that change state.
 
     ``values[i]`` are the merged arguments of record i. A write is needed when its memory belongs to a live value or to
-    the model (a buffer); torch.fx's own elimination drops such writes.
+    the caller or the model (an input, a buffer); torch.fx's own elimination drops such writes.
     """
     live = [False] * len(records)
     memory: set[int] = set()
     for index, record in enumerate(records):
         if record.op == "placeholder" or index in lasting:
             live[index] = True
-        if record.op == "get_attr" and record.storage is not None:
+        if record.op in ("placeholder", "get_attr") and record.storage is not None:
             memory.add(record.storage)
     for ref in refs_in(output):
         live[ref.index] = True
+        storage = records[ref.index].storage
+        if storage is not None:
+            memory.add(storage)
     for index in reversed(range(len(records))):
         record = records[index]
         live[index] = live[index] or any(storage in memory for storage in record.mutates)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,7 @@ def record_as_other_dtype(
     model: nn.Module,
     base: Recorder,
     inputs: Inputs,
-    is_leaf: Callable[[nn.Module, str], bool],
-    opened: Set[str],
+    new_recorder: Callable[[], Recorder],
 ) -> Recorder | None:
     """Record ``model`` in eval mode with everything of its dtype in another; None if no operation names the dtype.
 
@@ -52,7 +51,7 @@ def record_as_other_dtype(
     casts = {id(value): map_tensors(value, cast) for value in named.values()}
     with preserved(model):
         _cast_in_place(model, cast)
-        recorder = Recorder(model, is_leaf, None, opened=opened)
+        recorder = new_recorder()
         model.eval()
         seed_everything()
         recorder.run(

@@ -19,22 +19,26 @@ _IMAGE = 224
 _FIRST_TOKEN = 3
 
 
-def infer_example(model: nn.Module) -> Example:
-    """Make inputs for ``model`` from its configuration.
+def infer_examples(model: nn.Module) -> list[Example]:
+    """Make inputs for ``model`` from its configuration, the likeliest first.
 
     Raises:
         TraceError: the model comes from none of the known libraries; the message shows what to pass.
     """
     library = next((name for name in _mro_libraries(model) if name in _MAKERS), None)
-    if library is not None:
-        example = _MAKERS[library](model)
-        if example is not None:
-            return example
-    raise TraceError(
-        f"no example can be inferred for {type(model).__name__}{inspect.signature(model.forward)}. Pass what you would "
-        "call the model with: trace(model, x), trace(model, (x, y)), trace(model, {'x': x}) or trace(model, ((x,), "
-        "{'y': y})), for instance trace(model, torch.randn(2, 3, 224, 224))."
-    )
+    examples = _MAKERS[library](model) if library is not None else []
+    if not examples:
+        raise TraceError(
+            f"no example can be inferred for {type(model).__name__}{inspect.signature(model.forward)}. Pass what you "
+            "would call the model with: trace(model, x), trace(model, (x, y)), trace(model, {'x': x}) or trace(model, "
+            "((x,), {'y': y})), for instance trace(model, torch.randn(2, 3, 224, 224))."
+        )
+    return examples
+
+
+def infer_example(model: nn.Module) -> Example:
+    """The likeliest of ``infer_examples``."""
+    return infer_examples(model)[0]
 
 
 def complete(model: nn.Module, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
@@ -67,31 +71,32 @@ def _pair(size: Any) -> tuple[int, int]:
     return int(size), int(size)
 
 
-def _timm(model: nn.Module) -> Example | None:
+def _timm(model: nn.Module) -> list[Example]:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     channels, *size = config.get("input_size", (3, _IMAGE, _IMAGE))
     # A model built with another img_size or in_chans than its configuration says so in its first layers.
-    built = next((found for m in model.modules() if (found := getattr(m, "img_size", None)) is not None), size)
+    built = [found for m in model.modules() if (found := getattr(m, "img_size", None)) is not None]
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return (_image(model, conv.in_channels if conv is not None else int(channels), _pair(built)),), {}
+    sizes = dict.fromkeys([*map(_pair, built[:1]), _pair(size)])
+    return [((_image(model, conv.in_channels if conv is not None else int(channels), size),), {}) for size in sizes]
 
 
-def _torchvision(model: nn.Module) -> Example | None:
+def _torchvision(model: nn.Module) -> list[Example]:
     conv = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
     if not isinstance(conv, nn.Conv2d) or "detection" in type(model).__module__:
-        return None
-    return (_image(model, conv.in_channels, _pair(getattr(model, "image_size", _IMAGE))),), {}
+        return []
+    return [((_image(model, conv.in_channels, _pair(getattr(model, "image_size", _IMAGE))),), {})]
 
 
-def _transformers(model: nn.Module) -> Example | None:
+def _transformers(model: nn.Module) -> list[Example]:
     config: Any = getattr(model, "config", None)
     names = inspect.signature(model.forward).parameters
     main = getattr(model, "main_input_name", "input_ids")
     if main == "pixel_values":
         size, channels = getattr(config, "image_size", _IMAGE), getattr(config, "num_channels", 3)
-        return (), {"pixel_values": _image(model, channels, _pair(size))}
+        return [((), {"pixel_values": _image(model, channels, _pair(size))})]
     if main != "input_ids":
-        return None
+        return []
     text = getattr(config, "text_config", config)
     device = _like(model).get("device")
     limit = getattr(text, "max_position_embeddings", None) or _LENGTH
@@ -102,7 +107,7 @@ def _transformers(model: nn.Module) -> Example | None:
             example["attention_mask"][0, -2:] = 0
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
         example["decoder_input_ids"] = _tokens(text, min(_TARGET_LENGTH, limit), device)
-    return (), example
+    return [((), example)]
 
 
 def _tokens(config: Any, length: int, device: torch.device | None) -> torch.Tensor:
@@ -114,7 +119,7 @@ def _tokens(config: Any, length: int, device: torch.device | None) -> torch.Tens
     return torch.tensor(ordinary)[choice].to(device)
 
 
-_MAKERS: dict[str, Callable[[nn.Module], Example | None]] = {
+_MAKERS: dict[str, Callable[[nn.Module], list[Example]]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "transformers": _transformers,

@@ -102,10 +102,10 @@ class _WriteWatch(TorchDispatchMode):
 
 
 @contextmanager
-def preserved(model: nn.Module, *, caches: bool = True) -> Iterator[Snapshot]:
+def preserved(model: nn.Module, *, attributes: bool = True) -> Iterator[Snapshot]:
     """Restore ``model`` and all random number generators on exit, also after an exception.
 
-    With ``caches=False`` only values are restored, and attributes that the model set on itself stay.
+    With ``attributes=False`` only values are restored: what the model set on itself, like a cache, stays.
     """
     snapshot = Snapshot(model)
     with random_state_kept():
@@ -113,7 +113,7 @@ def preserved(model: nn.Module, *, caches: bool = True) -> Iterator[Snapshot]:
             with _WriteWatch(snapshot):
                 yield snapshot
         finally:
-            if caches:
+            if attributes:
                 snapshot.restore()
             else:
                 snapshot.restore_values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -45,6 +45,7 @@ class Recorder(TorchFunctionMode):
         counter: FlopCounter | None,
         *,
         opened: Iterable[str] = (),
+        cached: Collection[str] = (),
         watch_random: bool = False,
     ) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class Recorder(TorchFunctionMode):
         self._model = model
         self._is_leaf = is_leaf
         self._counter = counter
-        self._tape = Tape(model, counter, RandomWatch(model) if watch_random else None)
+        self._tape = Tape(model, counter, RandomWatch(model) if watch_random else None, cached)
         self._silent = 0
         self._paths = {id(module): path for path, module in model.named_modules()}
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")

@@ -43,12 +43,16 @@ class Recording:
 
 @dataclass
 class Session:
-    """The plan of a trace: which modules are leaves, which sizes vary, whether train mode has to agree exactly."""
+    """The plan of a trace: which modules are leaves, which sizes vary, whether train mode has to agree exactly.
+
+    ``cached`` names the buffers that the model replaced when it first saw the example.
+    """
 
     model: nn.Module
     inputs: Inputs
     leaves: frozenset[str]
     report: TraceReport
+    cached: frozenset[str] = frozenset()
     exact_train: bool = True
     forced: dict[str, str] = field(default_factory=dict)
     opened: set[str] = field(default_factory=set)
@@ -106,7 +110,7 @@ class Session:
         self, sizes: Sizes, *, train: bool, counter: FlopCounter | None = None, droppable: bool = False
     ) -> Recorder:
         args, kwargs, named = self.inputs.make(sizes)
-        recorder = Recorder(self.model, self._is_leaf, counter, opened=self.opened, watch_random=train)
+        recorder = self._recorder(counter, watch_random=train)
         with preserved(self.model) as snapshot:
             self.model.train(train)
             seed_everything()
@@ -115,13 +119,18 @@ class Session:
             except Exception as error:
                 if droppable:
                     self._fix_lengths(f"{type(error).__name__}: {error}")
-                self._keep_whole_after(recorder.raised_in or "", error)
+                self._keep_whole_after(recorder.raised_in or "", error, "train" if train else "eval")
                 raise _Retry from error
             rebound = [path for path, module in self.model.named_modules() if snapshot.has_other_buffers(module)]
         self.opened |= recorder.opened
         replaced = [Mismatch(path, "its forward replaces a buffer") for path in rebound if path in recorder.entered]
         self._keep_whole([*recorder.failures, *replaced])
         return recorder
+
+    def _recorder(self, counter: FlopCounter | None = None, *, watch_random: bool = False) -> Recorder:
+        return Recorder(
+            self.model, self._is_leaf, counter, opened=self.opened, cached=self.cached, watch_random=watch_random
+        )
 
     def _is_leaf(self, module: nn.Module, path: str) -> bool:
         return path in self.leaves or path in self.forced or is_leaf(module)
@@ -146,11 +155,13 @@ class Session:
         if reasons:
             raise _Retry
 
-    def _keep_whole_after(self, raised_in: str, error: Exception) -> None:
+    def _keep_whole_after(self, raised_in: str, error: Exception, mode: str) -> None:
         path = self._around_leaves(raised_in)
-        why = f"recording it raises {type(error).__name__}: {error}"
+        why = f"in {mode} mode it raises {type(error).__name__}: {error}"
         if not path:
-            raise TraceError(f"{type(self.model).__name__} cannot be recorded: {why}") from error
+            raise TraceError(
+                f"{type(self.model).__name__} cannot be recorded: {why}. The example has to run in both modes."
+            ) from error
         self._keep_whole([Mismatch(path, why)])
 
     def _fix_lengths(self, why: str) -> None:
@@ -202,7 +213,7 @@ class Session:
 
     def _follow_dtype(self, base: Recorder, merged: Merged, live: list[bool]) -> None:
         try:
-            other = record_as_other_dtype(self.model, base, self.inputs, self._is_leaf, self.opened)
+            other = record_as_other_dtype(self.model, base, self.inputs, self._recorder)
         except Exception as error:
             self.report.specialised.append(f"{main_dtype(self.model)}: in another dtype it raises {error}")
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -19,16 +19,20 @@ class Tape:
     """Records, and the values they produced.
 
     Values are known by identity, and kept alive so that identities stay unique. ``open`` holds the paths of the
-    modules that are running.
+    modules that are running. Buffers named in ``cached`` are captured as constants: the model built them for the
+    example, and does not keep them.
     """
 
-    def __init__(self, model: nn.Module, counter: FlopCounter | None, random: RandomWatch | None) -> None:
+    def __init__(
+        self, model: nn.Module, counter: FlopCounter | None, random: RandomWatch | None, cached: Collection[str]
+    ) -> None:
         self.records: list[Record] = []
         self.constants: dict[str, torch.Tensor] = {}
         self.open: list[str] = []
         self._counter = counter
         self._random = random
-        self._names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+        named = [*model.named_parameters(), *model.named_buffers()]
+        self._names = {id(tensor): name for name, tensor in named if name not in cached}
         self._known: dict[int, tuple[Any, Ref]] = {}
         self._attributes: dict[tuple[str, int], Ref] = {}
         self._written: dict[int | None, Origin] = {}

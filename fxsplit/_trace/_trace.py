@@ -13,9 +13,9 @@ from fxsplit._errors import FxSplitWarning, TraceError
 from fxsplit._trace._check import check_leaves, check_model
 from fxsplit._trace._describe import describe, raised_in, shapes_of
 from fxsplit._trace._emit import emit
-from fxsplit._trace._example import complete, infer_example
+from fxsplit._trace._example import complete, infer_examples
 from fxsplit._trace._fit import BATCH
-from fxsplit._trace._inputs import Argument, Inputs, as_example, bind, fixed, symbolic
+from fxsplit._trace._inputs import Argument, Example, Inputs, as_example, bind, fixed, symbolic
 from fxsplit._trace._model import META_KEY, Provenance, TracedModel
 from fxsplit._trace._preserve import preserved, seed_everything
 from fxsplit._trace._report import TraceReport
@@ -56,16 +56,19 @@ def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) ->
     """
     check_model(model)
     leaves = check_leaves(model, leaf)
-    given = as_example(example) if example is not None else infer_example(model)
-    arguments = complete(model, bind(model, given))
+    candidates = [as_example(example)] if example is not None else infer_examples(model)
     report = TraceReport()
+    buffers = dict(model.named_buffers())
     with preserved(model):
-        session = Session(model, _rehearse(model, arguments, report), leaves, report)
+        given, inputs = _rehearse_any(model, candidates, report)
+        cached = frozenset(name for name, buffer in model.named_buffers() if buffers.get(name) is not buffer)
+        session = Session(model, inputs, leaves, report, cached)
         recording = session.run()
     traced, problem = _emit(model, session, recording)
     if problem is not None and recording.assumed_sizes:
         session.fix_sizes(problem)
         with preserved(model):
+            _refusal(model, session.inputs)
             recording = session.run()
         traced, problem = _emit(model, session, recording)
     if problem is not None:
@@ -80,7 +83,19 @@ def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) ->
     return traced
 
 
-def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceReport) -> Inputs:
+def _rehearse_any(model: nn.Module, candidates: list[Example], report: TraceReport) -> tuple[Example, Inputs]:
+    """The first candidate that the model accepts; what it says about the first one if there is none."""
+    bound = [complete(model, bind(model, candidate)) for candidate in candidates]
+    refusals: list[TraceError] = []
+    for candidate, arguments in zip(candidates, bound, strict=True):
+        found = _rehearse(model, arguments, report)
+        if isinstance(found, Inputs):
+            return candidate, found
+        refusals.append(found)
+    raise refusals[0]
+
+
+def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceReport) -> Inputs | TraceError:
     """Run the model once at the largest sizes: does it let them vary? Caches that it builds lazily exist afterwards."""
     plan, without_vectors = symbolic(arguments), symbolic(arguments, skip_vectors=True)
     plans = [plan] if plan.dims == without_vectors.dims else [plan, without_vectors]
@@ -93,10 +108,12 @@ def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceRe
     plan = fixed(arguments)
     error = _refusal(model, plan)
     if error is not None:
-        raise TraceError(
+        refusal = TraceError(
             f"{type(model).__name__} rejects the example ({shapes_of(arguments)}) in {raised_in(model, error)} with "
             f"{type(error).__name__}: {error}. Pass inputs that it accepts in eval mode."
-        ) from error
+        )
+        refusal.__cause__ = error
+        return refusal
     report.warnings.append(f"the graph holds for the example's batch size only: the model rejects others ({refused})")
     return plan
 
@@ -104,7 +121,7 @@ def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceRe
 def _refusal(model: nn.Module, inputs: Inputs) -> Exception | None:
     """Run the model at the largest sizes and return what it raises."""
     args, kwargs, _ = inputs.make(inputs.largest())
-    with preserved(model, caches=False), torch.no_grad():
+    with preserved(model, attributes=False), torch.no_grad():
         model.eval()
         seed_everything()
         try:

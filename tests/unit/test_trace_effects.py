@@ -283,3 +283,20 @@ def test_quantities_in_outputs_stay_constants() -> None:
         traced = trace(nn.Identity(), torch.randn(2, 3))
     x = torch.randn(4, 3)
     assert_same(traced(x), x)
+
+
+class WritesLast(nn.Module):
+    """The last thing it does is a write through a view of what it returns; it also writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        x.add_(1)
+        y[:, 0].mul_(3)
+        return y
+
+
+def test_writes_into_outputs_and_inputs() -> None:
+    traced = trace(WritesLast(), torch.randn(3, 4))
+    x = torch.randn(5, 4)
+    ours, theirs = x.clone(), x.clone()
+    assert_same((traced(ours), ours), (WritesLast()(theirs), theirs))

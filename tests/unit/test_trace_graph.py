@@ -172,7 +172,19 @@ class Returns(nn.Module):
 
 @pytest.mark.parametrize(
     "kind",
-    "tensor,tuple,list,dict,ordered,namedtuple,dataclass,model output,torch's own,the input,twice".split(","),
+    [
+        "tensor",
+        "tuple",
+        "list",
+        "dict",
+        "ordered",
+        "namedtuple",
+        "dataclass",
+        "model output",
+        "torch's own",
+        "the input",
+        "twice",
+    ],
 )
 def test_outputs_keep_their_type_and_structure(kind: str) -> None:
     net = Returns(kind)
