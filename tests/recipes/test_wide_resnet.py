@@ -25,7 +25,7 @@ def test_block_equals_its_formula() -> None:
     hidden = torch.nn.functional.conv2d(active, block.conv1.weight, stride=2, padding=1)
     hidden = torch.relu(hidden / (1 + block.bn2.eps) ** 0.5)
     expected = torch.nn.functional.conv2d(hidden, block.conv2.weight, padding=1)
-    expected = expected + torch.nn.functional.conv2d(active, block.shortcut.weight, stride=2)
+    expected = expected + torch.nn.functional.conv2d(active, block.get_parameter("shortcut.weight"), stride=2)
     torch.testing.assert_close(block(x), expected)
 
 
