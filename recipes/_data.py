@@ -90,8 +90,8 @@ def digits(train: float = 0.3, validation: float = 0.1, seed: int = 0, limit: in
     """Load scikit-learn's 1797 handwritten digits (8 x 8, ten classes), split and normalised.
 
     Args:
-        train: Share for training. Small on purpose: with most of the data every network is nearly perfect, and a
-            test set of a few hundred images cannot tell them apart.
+        train: Share for training. Small on purpose: it leaves networks room to differ, and a test set large enough to
+            show it.
         validation: Share for validation; the rest is the test set.
         seed: Decides the split. It is the same for every training seed, so a spread over seeds is the spread of
             training, not of the data.

@@ -34,8 +34,8 @@ def conventions(settings: Settings, data: Data) -> list[str]:
     return [
         CONVENTION.format(epochs=settings.epochs),
         f"Data: {data.name}, split once by class ({sizes}) and the same for all seeds, so the spread is the "
-        "spread of training. Normalised with the training images alone. The small training part is deliberate: with "
-        "most of the data every system is nearly perfect.",
+        "spread of training. Normalised with the training images alone. The training part is small on purpose, to "
+        "leave the systems room to differ.",
         f"Training: SGD, Nesterov momentum {hyper.momentum:g}, learning rate {hyper.lr:g} on a cosine to 0, weight "
         f"decay {hyper.weight_decay:g}, batch size {hyper.batch_size}, images shifted by up to one pixel. The loss of "
         "several heads is the mean of their cross-entropies. The networks of the full ensemble are trained apart.",
@@ -47,8 +47,8 @@ def conventions(settings: Settings, data: Data) -> list[str]:
         "FLOPs: 2 x multiply-accumulates of convolutions and linear layers for one image. 'uniform' multiplies "
         "by the overall density, as the paper's tables do; 'masks' counts the weights that are really active. "
         "Ratios are to the single dense network.",
-        "Seconds: wall time of the training steps of a run, on one thread, beside other runs; masks save no time "
-        "while training.",
+        "Seconds: wall time of the training steps of a run, on one thread, beside other runs. Masked weights are "
+        "computed like any other while training.",
         SPREAD_RULE,
     ]
 
