@@ -29,7 +29,7 @@ def require_traced(graph: object) -> fx.GraphModule:
     paths = all("modules" in node.meta for node in graph.graph.nodes if node.op != "output")
     if not paths or not hasattr(graph, "source"):  # trunk and heads have paths, but no model that they were traced from
         raise SplitError(
-            f"This {type(graph).__name__} is a GraphModule that fxsplit.trace did not make, so no path can be looked up. "
+            f"This {type(graph).__name__} is a GraphModule that fxsplit.trace did not make: no path can be looked up. "
             "Trace the original model with fxsplit.trace(model, example)."
         )
     return graph

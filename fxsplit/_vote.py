@@ -71,6 +71,9 @@ class CallableVote(nn.Module):
         fn: Any function of one tensor; a module becomes part of the network.
         scores: As for `ProbVote`.
 
+    Raises:
+        SplitError: When called, if ``fn`` returns another shape than ``[...]``.
+
     Example:
         >>> vote = CallableVote(lambda stack: stack.amax(0))
         >>> vote((torch.tensor([[1.0, 5.0]]),), (torch.tensor([[2.0, 0.0]]),))
@@ -84,7 +87,17 @@ class CallableVote(nn.Module):
 
     def forward(self, *heads: Any) -> Any:
         """Vote over structures of tensors, one per head."""
-        return _vote_each(heads, lambda i, v: self.fn(torch.stack(v)) if _is_score(self.scores, i, v[0]) else mean(v))
+        return _vote_each(heads, lambda i, v: self._ask(v) if _is_score(self.scores, i, v[0]) else mean(v))
+
+    def _ask(self, values: list[Tensor]) -> Tensor:
+        voted = self.fn(torch.stack(values))
+        if not isinstance(voted, Tensor) or voted.shape != values[0].shape:
+            got = list(voted.shape) if isinstance(voted, Tensor) else type(voted).__name__
+            raise SplitError(
+                f"The vote function returned {got} for the scores of {len(values)} heads; expected the shape of one "
+                f"head's, {list(values[0].shape)}: it has to reduce dimension 0 of its argument."
+            )
+        return voted
 
 
 def make_vote(vote: Vote, places: Sequence[str]) -> nn.Module:

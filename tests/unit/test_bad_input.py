@@ -249,6 +249,18 @@ def test_a_model_that_is_split_already() -> None:
         assert_unchanged(before, net)
 
 
+def test_a_part_of_a_split_model() -> None:
+    net = fxsplit.split(fxsplit.trace(small(), X), "blocks.0", heads=2)
+    refuses(
+        fxsplit.SplitError, "Trunk", "fxsplit.trace", model=net, call=lambda: fxsplit.split(net.trunk, "stem", heads=2)
+    )
+
+
+def test_a_vote_that_does_not_reduce() -> None:
+    net = fxsplit.split(fxsplit.trace(small(), X), "blocks.0", heads=2, vote=lambda stack: stack).eval()
+    refuses(fxsplit.SplitError, "vote", "[2, 2, 5]", "[2, 5]", model=net, call=lambda: net(X))
+
+
 @every_entry
 def test_a_model_on_two_devices(entry: Callable[..., Any]) -> None:
     model = small()
