@@ -38,14 +38,14 @@ def plan_redraw(source: Tensor, is_parameter: bool) -> tuple[str, Draw]:
         return KEPT_CONSTANT, _clone
     if not source.is_floating_point():
         return KEPT_STRUCTURED, _clone
+    if is_parameter and not np.isfinite(sample(source)).all():
+        return "NOT redrawn: holds infinite or NaN values", _clone
     if is_structured(source, is_parameter and source.requires_grad):
         return KEPT_STRUCTURED, _clone
     if not is_parameter:
         if source.numel() < 16:  # rotary frequencies of tiny heads; too few to be features
             return KEPT_STRUCTURED, _clone
         return "NOT redrawn: a buffer whose meaning is not known", _clone
-    if not np.isfinite(sample(source)).all():
-        return "NOT redrawn: holds infinite or NaN values", _clone
     if source.numel() < 16:
         return NORMAL_FIT, _normal_fit
     if is_orthogonal(source):
