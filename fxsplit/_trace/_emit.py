@@ -56,7 +56,7 @@ class _Writer:
         self._sizes: dict[tuple[Any, ...], fx.Node] = {}
         self._dtypes: dict[int, fx.Node] = {}
         self._switches: dict[tuple[str, str], str] = {}
-        self._top: fx.Node | None = None
+        self._top = self._graph._root
         self._model = model
         self._device = next((parameter.device for parameter in model.parameters()), None)
         self._record: Record = program.records[0]
@@ -140,11 +140,9 @@ class _Writer:
         return self._plain(self._graph.call_function(builtins.getattr, (limits, source.limit)), self._record.modules)
 
     def _size(self, size: SizeExpr) -> fx.Node:
-        node: fx.Node | None = None
-        for symbol in size.symbols:
-            index, dim = self._program.sources[symbol]
-            read = self._at_top(("size", symbol), "size", (self._nodes[index], dim))
-            node = read if node is None else self._at_top(size.symbols, operator.mul, (node, read))
+        node, *others = (self._read_size(symbol) for symbol in size.symbols)
+        for other in others:
+            node = self._at_top(size.symbols, operator.mul, (node, other))
         key: tuple[Any, ...] = size.symbols
         for function, number, neutral in (
             (operator.mul, size.factor.numerator, 1),
@@ -154,13 +152,15 @@ class _Writer:
             if number != neutral:
                 key = (*key, function, number)
                 node = self._at_top(key, function, (node, number))
-        assert node is not None
         return node
+
+    def _read_size(self, symbol: str) -> fx.Node:
+        index, dim = self._program.sources[symbol]
+        return self._at_top(("size", symbol), "size", (self._nodes[index], dim))
 
     def _at_top(self, key: tuple[Any, ...], target: Any, args: tuple[Any, ...]) -> fx.Node:
         """Write a value that only depends on the inputs behind them, once, outside of all modules."""
         if key not in self._sizes:
-            assert self._top is not None
             with self._graph.inserting_after(self._top):
                 op = "call_method" if isinstance(target, str) else "call_function"
                 self._top = self._plain(self._graph.create_node(op, target, args))
