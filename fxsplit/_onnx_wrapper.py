@@ -93,4 +93,4 @@ def _own_class(module: nn.Module) -> None:
     """
     shared = type(module)
     members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
-    module.__class__ = type(shared.__name__, shared.__bases__, members)
+    module.__class__ = type(shared.__name__, shared.__bases__, members)  # pyright: ignore
