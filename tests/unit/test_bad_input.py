@@ -191,7 +191,9 @@ def test_split_options(option: str, value: Any) -> None:
 
 
 @every_entry
-@pytest.mark.parametrize("thing", [None, 3, "resnet50", torch.ones(2), nn.Linear, lambda x: x], ids=str)
+@pytest.mark.parametrize(
+    "thing", [None, 3, "resnet50", torch.ones(2), nn.Linear, lambda x: x], ids=lambda thing: type(thing).__name__
+)
 def test_something_that_is_not_a_module(entry: Callable[..., Any], thing: Any) -> None:
     with pytest.raises(fxsplit.TraceError, match=r"nn\.Module"):
         entry(thing, X)
