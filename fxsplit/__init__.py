@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from fxsplit._cuts import Crossing, Cut, Cuts, find_cuts
-from fxsplit._draw import Drawing, draw
+from fxsplit._cuts._find import Crossing, Cut, Cuts, find_cuts
+from fxsplit._draw._drawing import Drawing, draw
 from fxsplit._errors import (
     CutError,
     ExportError,
@@ -19,14 +19,14 @@ from fxsplit._errors import (
 )
 from fxsplit._flops import layer_flops
 from fxsplit._head_loss import head_loss
-from fxsplit._io import load, save
+from fxsplit._io._file import load, save
 from fxsplit._networkx import to_networkx
 from fxsplit._neurotrailify import neurotrailify
-from fxsplit._onnx import OnnxReport, export_onnx
-from fxsplit._split import split
-from fxsplit._split_model import SplitModel
-from fxsplit._split_report import SplitReport
-from fxsplit._summary import Summary, summary
+from fxsplit._onnx._export import OnnxReport, export_onnx
+from fxsplit._split._model import SplitModel
+from fxsplit._split._report import SplitReport
+from fxsplit._split._surgery import split
+from fxsplit._summary._totals import Summary, summary
 from fxsplit._trace import TracedModel, TraceReport, trace
 from fxsplit._vote import CallableVote, MeanVote, ProbVote
 

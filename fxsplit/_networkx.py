@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from fxsplit._errors import FxSplitError
 from fxsplit._graph import is_getter, named_tensors, output_node
-from fxsplit._split_model import SPEC
+from fxsplit._split._model import SPEC
 
 if TYPE_CHECKING:
     import networkx

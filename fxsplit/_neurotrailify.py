@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from fxsplit._locate import At
-from fxsplit._split import Init, check_arguments
-from fxsplit._split import split as split_graph
-from fxsplit._split_model import SplitModel
+from fxsplit._cuts._locate import At
+from fxsplit._split._model import SplitModel
+from fxsplit._split._surgery import Init, check_arguments
+from fxsplit._split._surgery import split as split_graph
 from fxsplit._trace import trace
 from fxsplit._vote import Vote
 

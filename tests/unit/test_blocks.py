@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import fx
 
-from fxsplit._blocks import group_nodes
+from fxsplit._summary._blocks import group_nodes
 
 
 def chain(*steps: tuple[str, str]) -> list[fx.Node]:

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 import fxsplit
-from fxsplit._block_classes import Instance, block_paths
+from fxsplit._cuts._block_classes import Instance, block_paths
 
 
 def timm_paths(name: str, size: int = 32, **options: Any) -> list[str]:

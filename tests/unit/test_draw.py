@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import fxsplit
-from fxsplit._draw import Drawing, draw, mimebundle
+from fxsplit._draw._drawing import Drawing, draw, mimebundle
+from fxsplit._draw._layout import Scene, render
+from fxsplit._draw._svg import shorten
 from fxsplit._errors import FxSplitError
-from fxsplit._layout import Scene, render
-from fxsplit._ledger import Cost
-from fxsplit._summary import Row, Summary
-from fxsplit._svg import shorten
+from fxsplit._summary._ledger import Cost
+from fxsplit._summary._totals import Row, Summary
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -15,8 +15,8 @@ from scipy import stats
 from torch import nn
 
 from fxsplit._errors import SplitError
-from fxsplit._init import HeadDraw, fresh_heads
-from fxsplit._statistics import ks_p_value, same_distribution
+from fxsplit._init._fresh import HeadDraw, fresh_heads
+from fxsplit._init._statistics import ks_p_value, same_distribution
 
 SEEDS = 6
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-import fxsplit._io
+import fxsplit._io._file
 from fxsplit import SpecError, SplitModel, load, neurotrailify, save, split, trace
-from fxsplit._packing import pack, unpack
+from fxsplit._io._packing import pack, unpack
 from sparsity import masks_of, sparsify
 
 
@@ -295,7 +295,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         Path(file).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(fxsplit._io, "save_file", fail)
+    monkeypatch.setattr(fxsplit._io._file, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save(make(0.5), path)
     assert path.read_bytes() == content

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-import fxsplit._onnx
+import fxsplit._onnx._export
 from fxsplit import ExportError, neurotrailify, trace
-from fxsplit._onnx import export_onnx, relative_error
-from fxsplit._onnx_wrapper import named_outputs
+from fxsplit._onnx._export import export_onnx, relative_error
+from fxsplit._onnx._wrapper import named_outputs
 from sparsity import masks_of
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -205,7 +205,7 @@ def test_what_cannot_be_exported(tmp_path, net, example, message):
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(fxsplit._onnx.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fxsplit._onnx._export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"needs onnx, onnxscript: pip install 'fxsplit\[onnx\]'"):
         export_onnx(nn.Linear(4, 2), tmp_path / "net.onnx", torch.zeros(2, 4), check=False)
 

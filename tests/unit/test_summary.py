@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 import fxsplit
 import sparsity
 from fxsplit._errors import FxSplitError
-from fxsplit._summary import Summary, summary
+from fxsplit._summary._totals import Summary, summary
 from recipes.wide_resnet import WRN
 
 

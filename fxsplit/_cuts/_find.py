@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxsplit._flow import BEFORE
+from fxsplit._cuts._flow import BEFORE
+from fxsplit._cuts._survey import Survey
 from fxsplit._graph import is_tensor
-from fxsplit._survey import Survey
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, fx, nn
 
-from fxsplit._copying import Memo
 from fxsplit._errors import SplitError, near_matches
 from fxsplit._graph import fetch, is_source, named_tensors
-from fxsplit._partition import Partition
+from fxsplit._split._copying import Memo
+from fxsplit._split._partition import Partition
 
 
 def tied_weights(root: nn.Module, parts: Partition) -> dict[int, tuple[str, str]]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from fxsplit._table import html_table, human, text_table
 
 if TYPE_CHECKING:
-    from fxsplit._ledger import Cost
-    from fxsplit._summary import Summary
+    from fxsplit._summary._ledger import Cost
+    from fxsplit._summary._totals import Summary
 
 _ROWS = ("component", "path", "ops", "output", "params", "nonzeros", "density", "FLOPs dense", "FLOPs masks")
 _TOTALS = ("", "params", "nonzeros", "density", "FLOPs dense", "FLOPs uniform", "FLOPs masks")

@@ -7,8 +7,8 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from fxsplit._block_classes import Instance, block_paths
-from fxsplit._flow import BEFORE, Flow
+from fxsplit._cuts._block_classes import Instance, block_paths
+from fxsplit._cuts._flow import BEFORE, Flow
 from fxsplit._graph import fetch, is_container, is_getter, is_source, is_tensor, named_tensors
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxsplit._init_rules import (
+from fxsplit._init._redraw import KEPT_CONSTANT, Draw, plan_redraw
+from fxsplit._init._replica import Replica, slots_of
+from fxsplit._init._rules import (
     CONFIG_INIT,
     RESET,
     construct_from_config,
@@ -17,9 +19,7 @@ from fxsplit._init_rules import (
     run_model_initialiser,
     values_of,
 )
-from fxsplit._redraw import KEPT_CONSTANT, Draw, plan_redraw
-from fxsplit._replica import Replica, slots_of
-from fxsplit._statistics import is_constant, is_independent, same_distribution, sample
+from fxsplit._init._statistics import is_constant, is_independent, same_distribution, sample
 
 META = "meta: holds no values"
 

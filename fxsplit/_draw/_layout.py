@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fxsplit._ledger import Cost
-from fxsplit._summary import Row, Summary
-from fxsplit._svg import Canvas, text_width
+from fxsplit._draw._svg import Canvas, text_width
+from fxsplit._summary._ledger import Cost
+from fxsplit._summary._totals import Row, Summary
 from fxsplit._table import human
 
 _MARGIN, _GAP, _STEP, _BOX, _PAD = 16.0, 16.0, 18.0, 48.0, 6.0

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from fxsplit._blocks import Group, group_nodes
-from fxsplit._cuts import find_cuts
+from fxsplit._cuts._find import find_cuts
 from fxsplit._flops import layer_flops, other_flops
-from fxsplit._ledger import Cost, Ledger
 from fxsplit._params import find_masks
-from fxsplit._summary_text import as_html, as_text
+from fxsplit._summary._blocks import Group, group_nodes
+from fxsplit._summary._ledger import Cost, Ledger
+from fxsplit._summary._text import as_html, as_text
 from fxsplit._trace import trace
 
 Shape = tuple[int, ...]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fxsplit._errors import SplitError
-from fxsplit._init_plan import META, Planner
-from fxsplit._init_rules import FACTORY, Factory, device_set, values_of
-from fxsplit._redraw import PERMUTED, plan_redraw
-from fxsplit._replica import tensors_at
-from fxsplit._rng import derive_seed, seeded_rng
-from fxsplit._statistics import sample
+from fxsplit._init._plan import META, Planner
+from fxsplit._init._redraw import PERMUTED, plan_redraw
+from fxsplit._init._replica import tensors_at
+from fxsplit._init._rng import derive_seed, seeded_rng
+from fxsplit._init._rules import FACTORY, Factory, device_set, values_of
+from fxsplit._init._statistics import sample
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxsplit._statistics import has_uneven_rows, is_constant, is_orthogonal, is_structured, sample
+from fxsplit._init._statistics import has_uneven_rows, is_constant, is_orthogonal, is_structured, sample
 
 KEPT_CONSTANT = "kept: constant"
 KEPT_STRUCTURED = "kept: structured"

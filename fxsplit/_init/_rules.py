@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxsplit._errors import SplitError, near_matches
-from fxsplit._replica import slots_of
+from fxsplit._init._replica import slots_of
 
 FACTORY = "factory"
 CONFIG_INIT = "config init"

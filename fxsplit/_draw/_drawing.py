@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxsplit._draw._layout import Scene, render
 from fxsplit._errors import FxSplitError
-from fxsplit._layout import Scene, render
-from fxsplit._summary import Summary, summary
+from fxsplit._summary._totals import Summary, summary
 from fxsplit._table import human
 from fxsplit._trace import trace
 

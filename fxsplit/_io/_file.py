@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fxsplit._errors import SpecError, near_matches
-from fxsplit._packing import MaskedSite, masked_sites, pack, unpack
-from fxsplit._replica import Slot, slots_of
-from fxsplit._spec import check_nodes, decode, encode, restore_example, versions
-from fxsplit._split import split
-from fxsplit._split_model import SPEC, SplitModel
+from fxsplit._init._replica import Slot, slots_of
+from fxsplit._io._packing import MaskedSite, masked_sites, pack, unpack
+from fxsplit._io._spec import check_nodes, decode, encode, restore_example, versions
+from fxsplit._split._model import SPEC, SplitModel
+from fxsplit._split._surgery import split
 from fxsplit._trace import TracedModel, trace
 
 _MASK = "#mask"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxsplit._aliases import is_pure_view, viewed_arguments, written_argument
-from fxsplit._flow import Flow
+from fxsplit._cuts._flow import Flow
 from fxsplit._graph import is_tensor
+from fxsplit._split._aliases import is_pure_view, viewed_arguments, written_argument
 
 
 class Memory:

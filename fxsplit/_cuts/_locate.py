@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxsplit._cuts import Cut, cut_at, empty_cut
+from fxsplit._cuts._find import Cut, cut_at, empty_cut
+from fxsplit._cuts._flow import BEFORE
+from fxsplit._cuts._survey import Survey
 from fxsplit._errors import CutError, near_matches
-from fxsplit._flow import BEFORE
-from fxsplit._survey import Survey
 
 At = str | int | float | Cut
 

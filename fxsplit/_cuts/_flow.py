@@ -7,8 +7,8 @@ from functools import cached_property
 
 from torch import fx
 
-from fxsplit._aliases import returns_argument
 from fxsplit._graph import is_container, is_getter, is_source, is_tensor, output_assembly, output_node, require_traced
+from fxsplit._split._aliases import returns_argument
 
 BEFORE = -1  # the moment of the model's inputs
 

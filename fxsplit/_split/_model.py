@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from fxsplit._cuts import Cut
+from fxsplit._cuts._find import Cut
 from fxsplit._errors import SplitError
-from fxsplit._split_report import SplitReport
+from fxsplit._split._report import SplitReport
 
 _STATE = "fxsplit_split"
 SPEC = "fxsplit_spec"
@@ -127,6 +127,6 @@ class SplitModel(fx.GraphModule):
         return self._state.source_summary
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        from fxsplit._draw import mimebundle
+        from fxsplit._draw._drawing import mimebundle
 
         return mimebundle(self, include, exclude)

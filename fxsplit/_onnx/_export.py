@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from fxsplit._errors import ExportError, TraceError
-from fxsplit._onnx_wrapper import TensorsOnly, fold_parametrizations, input_names, named_outputs
-from fxsplit._spec import restore_example
-from fxsplit._split_model import SPEC, SplitModel
+from fxsplit._io._spec import restore_example
+from fxsplit._onnx._wrapper import TensorsOnly, fold_parametrizations, input_names, named_outputs
+from fxsplit._split._model import SPEC, SplitModel
 from fxsplit._trace import TracedModel
 from fxsplit._trace._example import complete, infer_examples
 from fxsplit._trace._fit import BATCH, Sizes

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from fxsplit._flow import Flow
-from fxsplit._partition import Partition
+from fxsplit._cuts._flow import Flow
+from fxsplit._split._partition import Partition
 
 _NO_META: dict[str, Any] = {"path": "", "modules": (), "shape": None, "dtype": None, "flops": 0}
 

@@ -10,17 +10,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxsplit._copying import Memo, assemble, copy_values
-from fxsplit._emission import head_graph, head_outputs_graph, trunk_graph, whole_graph
+from fxsplit._cuts._locate import At, Place, locate
+from fxsplit._cuts._survey import Survey
 from fxsplit._errors import FxSplitWarning, SplitError
 from fxsplit._graph import is_source, require_traced
-from fxsplit._locate import At, Place, locate
-from fxsplit._partition import Partition, divide
-from fxsplit._spec import describe_example
-from fxsplit._split_model import SplitModel, SplitState
-from fxsplit._split_report import SplitReport
-from fxsplit._survey import Survey
-from fxsplit._ties import instances, modules_on_both_sides, owned_paths, shared_targets, tied_weights
+from fxsplit._io._spec import describe_example
+from fxsplit._split._copying import Memo, assemble, copy_values
+from fxsplit._split._emission import head_graph, head_outputs_graph, trunk_graph, whole_graph
+from fxsplit._split._model import SplitModel, SplitState
+from fxsplit._split._partition import Partition, divide
+from fxsplit._split._report import SplitReport
+from fxsplit._split._ties import instances, modules_on_both_sides, owned_paths, shared_targets, tied_weights
 from fxsplit._vote import Vote, make_vote
 
 Init = str | Callable[[], nn.Module]
@@ -154,7 +154,7 @@ def _draws(
     if init == "copy":
         yield from ({} for _ in range(heads))
         return
-    from fxsplit._init import fresh_heads
+    from fxsplit._init._fresh import fresh_heads
 
     source = cast(nn.Module, getattr(graph, "source", graph))
     known = [
@@ -200,7 +200,7 @@ def _origins(parts: Partition, components: Mapping[str, nn.Module]) -> dict[str,
 
 
 def _summary(graph: fx.GraphModule) -> Any:
-    from fxsplit._summary import source_summary
+    from fxsplit._summary._totals import source_summary
 
     return source_summary(graph)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxsplit._flow import Flow
+from fxsplit._cuts._flow import Flow
 from fxsplit._graph import is_source, output_leaves
-from fxsplit._hazards import Memory, find_hazards
+from fxsplit._split._hazards import Memory, find_hazards
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxsplit._cuts import Crossing
+from fxsplit._cuts._find import Crossing
 
 
 @dataclass(frozen=True)

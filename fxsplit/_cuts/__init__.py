@@ -1,0 +1,1 @@
+"""Where a model can be split, and what passes there."""

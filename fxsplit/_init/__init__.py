@@ -1,0 +1,1 @@
+"""Fresh heads: new values for every random tensor, drawn as the model draws its own."""

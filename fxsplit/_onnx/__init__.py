@@ -1,0 +1,1 @@
+"""Export to ONNX, checked against onnxruntime."""

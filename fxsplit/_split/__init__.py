@@ -1,0 +1,1 @@
+"""The surgery: a traced graph becomes a trunk, heads and a vote."""

@@ -1,0 +1,1 @@
+"""Parameters, nonzeros and FLOPs of a model, by named conventions."""
