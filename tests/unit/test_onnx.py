@@ -211,7 +211,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
 
 
 def test_filters_end_with_the_export():
-    with fxsplit._onnx._quiet():
+    with fxsplit._onnx._export._quiet():
         pass
     assert not logging.getLogger("onnxscript.optimizer._constant_folding").filters
 
