@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxsplit._errors import FxSplitWarning, TraceError
+from fxsplit._exclusive import exclusive
 from fxsplit._trace._check import check_leaves, check_model
 from fxsplit._trace._describe import describe, raised_in, shapes_of
 from fxsplit._trace._emit import emit
@@ -30,7 +31,8 @@ def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) ->
     lengths, and once in train mode. What these runs have in common is the graph; integers that follow the sizes become
     arithmetic on them, values that follow the mode become switches on ``.training``. Submodules keep their paths and
     are SHARED with the model, as in torch.fx; copy the result with ``copy.deepcopy``. The model itself is left as it
-    was: values, modes, gradients, random state.
+    was: values, modes, gradients, random state. Threads that trace take turns; another thread that runs the model
+    meanwhile, or draws random numbers, gets in the way.
 
     Args:
         model: any module; its forward may return tensors, containers, dataclasses or ModelOutputs.
@@ -56,6 +58,14 @@ def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) ->
     """
     check_model(model)
     leaves = check_leaves(model, leaf)
+    with exclusive():
+        traced = _record(model, example, leaves)
+    for warning in traced.report.warnings:
+        warnings.warn(warning, FxSplitWarning, stacklevel=2)
+    return traced
+
+
+def _record(model: nn.Module, example: Any, leaves: frozenset[str]) -> TracedModel:
     candidates = [as_example(example)] if example is not None else infer_examples(model)
     report = TraceReport()
     buffers = dict(model.named_buffers())
@@ -78,8 +88,6 @@ def trace(model: nn.Module, example: Any = None, *, leaf: Sequence[str] = ()) ->
         )
     describe(report, session.inputs, recording, session.forced)
     traced.meta[META_KEY] = Provenance(report, model, given)
-    for warning in report.warnings:
-        warnings.warn(warning, FxSplitWarning, stacklevel=2)
     return traced
 
 
