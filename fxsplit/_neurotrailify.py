@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from fxsplit._cuts._locate import At
+from fxsplit._exclusive import exclusive
 from fxsplit._split._model import SplitModel
 from fxsplit._split._surgery import Init, check_arguments
 from fxsplit._split._surgery import split as split_graph
@@ -54,11 +55,12 @@ def neurotrailify(
     """
     check_arguments(heads, init, vote)
     _check_masks(sparsity, allocation)
-    net = split_graph(trace(model, example), split, heads, init, vote, seed=seed)
-    if sparsity:
-        from sparsity import sparsify
+    with exclusive():
+        net = split_graph(trace(model, example), split, heads, init, vote, seed=seed)
+        if sparsity:
+            from sparsity import sparsify
 
-        sparsify(net, sparsity, allocation, seed=seed)
+            sparsify(net, sparsity, allocation, seed=seed)
     return net
 
 

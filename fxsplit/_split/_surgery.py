@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fxsplit._cuts._locate import At, Place, locate
 from fxsplit._cuts._survey import Survey
 from fxsplit._errors import FxSplitWarning, SplitError
+from fxsplit._exclusive import exclusive
 from fxsplit._graph import is_source, require_traced
 from fxsplit._io._spec import describe_example
 from fxsplit._split._copying import Memo, assemble, copy_values
@@ -71,6 +72,16 @@ def split(
         (torch.Size([2, 3]), 5)
     """
     check_arguments(heads, init, vote, tied)
+    with exclusive():
+        net = _operate(graph, at, heads, init, vote, share, tied, seed)
+    if heads > 1:
+        _warn_of_equal_heads(net.report, dict(graph.named_parameters(remove_duplicate=False)))
+    return net
+
+
+def _operate(
+    graph: fx.GraphModule, at: At, heads: int, init: Init, vote: Vote, share: Sequence[str], tied: str, seed: int
+) -> SplitModel:
     survey = Survey(require_traced(graph))
     place = locate(survey, at)
     flow = survey.flow
@@ -101,8 +112,6 @@ def split(
         init=rules,
         trace=getattr(graph, "report", None),
     )
-    if heads > 1:
-        _warn_of_equal_heads(report, dict(graph.named_parameters(remove_duplicate=False)))
     components = {"trunk": trunk, **{f"heads.{index}": head for index, head in enumerate(built)}}
     net = SplitModel.build(
         whole_graph(flow, parts, heads),

@@ -59,6 +59,11 @@ def _check_parts(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise TraceError(f"{name!r} is not initialised yet (a lazy module). Run the model once before tracing it.")
+        if tensor.is_inference():
+            raise TraceError(
+                f"{name!r} was made under torch.inference_mode() and can never be trained. Make the model outside "
+                "of it, or pass copy.deepcopy(model), made outside of it."
+            )
         devices.setdefault(tensor.device, name)
     if len(devices) > 1:
         found = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
