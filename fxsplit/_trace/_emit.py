@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import keyword
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxsplit._errors import TraceError
 from fxsplit._trace._dtypes import DtypeOf
 from fxsplit._trace._fit import SizeExpr
 from fxsplit._trace._merge import Switch
@@ -37,13 +39,35 @@ def emit(program: Program, model: nn.Module) -> TracedModel:
     """Build the traced model of ``program``; modules are shared with ``model``."""
     writer = _Writer(program, model)
     graph = writer.write()
+    _check_names(graph)
     graph.lint()
     traced = TracedModel(_root(model, writer.extras), graph, class_name=type(model).__name__)
-    modes = {path: module.training for path, module in model.named_modules()}
+    originals = dict(model.named_modules())
     for path, module in traced.named_modules():
-        # Containers are new, empty modules; leaves are the model's own.
-        module.training = modes.get(path, module.training)
+        original = originals.get(path, module)
+        if original is not module:
+            # Leaves are the model's own; containers are new modules, to which older versions of torch.fx give only
+            # persistent buffers.
+            module.training = original.training
+            module._non_persistent_buffers_set |= original._non_persistent_buffers_set & module._buffers.keys()
     return traced
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """Refuse paths that torch.fx cannot write as Python code."""
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr") or _is_code(node.target):
+            continue
+        around = [path for path in node.meta["modules"] if path != node.target and _is_code(path)]
+        other = f", or keep the module around it whole with leaf=[{around[-1]!r}]" if around else ""
+        raise TraceError(
+            f"the model uses {node.target!r}, but a graph is Python code, in which names are no keywords and hold no "
+            f"quotes. Rename it{other}."
+        )
+
+
+def _is_code(path: str) -> bool:
+    return not any(keyword.iskeyword(name) or set(name) & set('"\\\n') for name in path.split("."))
 
 
 class _Writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from fxsplit._errors import TraceError
 from fxsplit._trace import trace
-from tests.checks import assert_unchanged, snapshot
+from tests.checks import assert_same, assert_unchanged, snapshot
 
 
 class Busy(nn.Module):
@@ -223,3 +224,42 @@ class Wrong(nn.Module):
 
 def test_a_graph_that_does_not_reproduce_the_model_is_refused() -> None:
     refused(Wrong(), X, "does not reproduce the model in eval mode.*leaf=")
+
+
+class Gates(nn.Module):
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.gates = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for gate in self.gates.values():
+            x = gate(x)
+        return x
+
+
+@pytest.mark.parametrize("name", ["in", "class", "None", 'a"b', "a\\", "a\nb"])
+def test_names_that_code_cannot_hold(name: str) -> None:
+    refused(Gates("out", name), X, re.escape(f"uses {f'gates.{name}'!r}") + r".* Rename it\.$")
+    refused(nn.Sequential(Gates(name)), X, r"Rename it, or keep the module around it whole with leaf=\['0'\]\.$")
+    whole = nn.Sequential(Gates(name), nn.Linear(4, 3)).eval()
+    assert_same(trace(whole, X, leaf=["0"])(X), whole(X))
+
+
+def test_a_parameter_whose_name_is_a_keyword() -> None:
+    class Weighs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter("lambda", nn.Parameter(torch.ones(4)))
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lin(x) * getattr(self, "lambda")
+
+    refused(Weighs(), X, r"uses 'lambda', .*Rename it\.$")
+
+
+def test_names_that_only_look_odd() -> None:
+    net = Gates("1x", "a-b", "match", "in_", "ключ").eval()
+    traced = trace(net, X)
+    assert_same(traced(X), net(X))
+    assert list(traced.state_dict()) == list(net.state_dict())
