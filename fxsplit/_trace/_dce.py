@@ -1,12 +1,14 @@
-"""Finds the records that the result depends on, counting writes into memory that is read later."""
+"""Finds the records that the result depends on, counting writes into memory that is read later, and what is lost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from fxsplit._trace._nested import refs_in
-from fxsplit._trace._records import Record
+from fxsplit._trace._records import Record, storage_id
 
 
 def live_records(records: Sequence[Record], values: Sequence[Any], output: Any, lasting: set[int]) -> list[bool]:
@@ -40,3 +42,11 @@ def live_records(records: Sequence[Record], values: Sequence[Any], output: Any, 
             if storage is not None:
                 memory.add(storage)
     return live
+
+
+def updated_state(model: nn.Module, records: Sequence[Record]) -> list[str]:
+    """The parameters and buffers that records write: by path, or by the leaf that updates its own."""
+    written = {storage for record in records for storage in record.mutates}
+    named = [*model.named_parameters(), *model.named_buffers()]
+    tensors = [repr(name) for name, tensor in named if storage_id(tensor) in written]
+    return [*tensors, *dict.fromkeys(f"the buffers of {record.target!r}" for record in records if record.updates)]

@@ -180,7 +180,8 @@ class Recorder(TorchFunctionMode):
         ref = self._tape.add("call_module", path, *values, written=written)
         record = self.records[ref.index]
         record.modules = (*record.modules, path)
-        record.lasting |= bool(buffers.changed()) or not buffers.are(module.buffers())
+        record.updates = bool(buffers.changed()) or not buffers.are(module.buffers())
+        record.lasting |= record.updates
         if record.origin and any(True for _ in module.parameters()):
             record.origin |= Origin.VALUE
         return self._tape.bind(out, ref, written=any(out is tensor for tensor in written))

@@ -47,6 +47,7 @@ class Record:
     modules: tuple[str, ...]
     grad: bool = True
     mutates: tuple[int, ...] = ()
+    updates: bool = False  # it changed buffers of the leaf that it calls
     lasting: bool = False  # it changed buffers or the random state, so it counts even if nothing uses its result
     origin: Origin = Origin.NOTHING
     is_tensor: bool = False

@@ -11,7 +11,7 @@ from torch import nn
 
 from fxsplit._errors import TraceError
 from fxsplit._trace._align import Mismatch, pair_loosely, pair_up
-from fxsplit._trace._dce import live_records
+from fxsplit._trace._dce import live_records, updated_state
 from fxsplit._trace._dtypes import add_dtypes, main_dtype, record_as_other_dtype
 from fxsplit._trace._emit import Program
 from fxsplit._trace._fit import BATCH, Sizes
@@ -257,12 +257,14 @@ class Session:
 
     def _report_train_only(self, train: Recorder, partners: dict[int, int]) -> None:
         matched = set(partners.values())
-        extra = {
-            f"{record.key[1]} in {record.path or 'the model itself'}, which runs in train mode only"
-            for index, record in enumerate(train.records)
-            if index not in matched and record.op != "get_attr"
-        }
-        self.report.dropped += sorted(extra - set(self.report.dropped))
+        extra = [
+            record for index, record in enumerate(train.records) if index not in matched and record.op != "get_attr"
+        ]
+        lines = {f"{r.key[1]} in {r.path or 'the model itself'}, which runs in train mode only" for r in extra}
+        self.report.dropped += sorted(lines - set(self.report.dropped))
+        updated = updated_state(self.model, extra)
+        if updated:
+            self.warn(f"no longer updated: {', '.join(updated)} (what train mode alone writes is left out)")
 
     def _program(self, base: Recorder, train: Recorder, merged: Merged, partners: dict[int, int]) -> Program:
         records = base.records

@@ -113,6 +113,44 @@ def test_what_only_train_mode_does_at_the_root_is_left_out_and_said() -> None:
     assert_same(traced.train()(x), net.lin(x))
 
 
+class TrainStatistics(nn.Module):
+    """Keeps statistics in train mode, by hand, by a norm whose result nobody uses, and in a module kept whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.unused, self.drop = nn.BatchNorm1d(6), nn.Dropout()
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("scale", torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.lin(x))
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+            self.unused(x)
+            self.drop(x)
+        return (x - self.mean) * self.scale
+
+
+def test_buffers_that_are_no_longer_updated_are_named() -> None:
+    net = TrainStatistics()
+    with pytest.warns(FxSplitWarning) as caught:
+        traced = trace(net, torch.randn(8, 6))
+    (line,) = [line for line in traced.report.warnings if "no longer updated" in line]
+    assert line.startswith("no longer updated: 'mean', the buffers of 'unused' (")
+    assert line in [str(warning.message) for warning in caught]
+    traced.train()(torch.randn(8, 6))
+    assert torch.equal(net.mean, torch.zeros(6))
+    assert net.unused.num_batches_tracked == 0
+    assert net.norm.num_batches_tracked == 1
+
+
+def test_nothing_is_said_of_buffers_where_none_is_updated() -> None:
+    with pytest.warns(FxSplitWarning, match="train mode only is left out"):
+        traced = trace(Noisy(), torch.randn(8, 6))
+    assert "updated" not in str(traced.report)
+
+
 class AuxiliaryHead(nn.Module):
     """Returns something else in train mode, from the same operations."""
 
