@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxsplit._errors import TraceError
 from fxsplit._trace._inputs import Example
 from fxsplit._trace._report import TraceReport
 
@@ -30,8 +31,15 @@ class TracedModel(fx.GraphModule):
     """A flat graph of a model whose submodules keep their original paths.
 
     The submodules and parameters are the model's own, as in torch.fx: training one trains the other. Copy with
-    ``copy.deepcopy``.
+    ``copy.deepcopy``; it cannot be pickled.
     """
+
+    def __reduce__(self) -> Any:
+        # fx would trace the code again when it is unpickled, and lose everything but the graph.
+        raise TraceError(
+            "A traced model cannot be pickled. Pickle the original (traced.source) and trace it again, or store its "
+            "weights with torch.save(traced.state_dict(), path); fxsplit.save stores split models. copy.deepcopy works."
+        )
 
     @property
     def report(self) -> TraceReport:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fxsplit._errors import TraceError
 from fxsplit._trace import trace
 from tests.checks import assert_same, scalar, seeded
 
@@ -65,6 +68,19 @@ def test_a_copy_shares_nothing_but_its_provenance() -> None:
     with torch.no_grad():
         twin.get_parameter("head.bias").add_(1)
     assert not torch.equal(twin.eval()(x)["logits"], traced.eval()(x)["logits"])
+
+
+def test_a_trace_is_not_pickled_but_what_it_was_made_of_is(tmp_path: Path) -> None:
+    traced = trace(Net(), example())
+    for store in (pickle.dumps, lambda value: torch.save(value, tmp_path / "traced")):
+        for value in (traced, copy.deepcopy(traced), nn.Sequential(traced)):
+            with pytest.raises(TraceError, match=r"cannot be pickled.*traced.source.*state_dict\(\)"):
+                store(value)
+    again = trace(pickle.loads(pickle.dumps(traced.source)), example())
+    torch.save(traced.state_dict(), tmp_path / "weights")
+    again.load_state_dict(torch.load(tmp_path / "weights"))
+    x = example(3)
+    assert_same(again.eval()(x), traced.eval()(x))
 
 
 def test_a_copy_keeps_modes() -> None:
