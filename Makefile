@@ -1,6 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs; each creates .venv by itself.
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
@@ -8,7 +9,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 WORKERS ?= auto
 
-.PHONY: demo test test-slow lint notebook bench clean
+.PHONY: demo test test-slow test-lowest lint bench clean
 
 demo: $(STAMP)
 	$(RUN) -m recipes demo
@@ -18,6 +19,13 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(RUN) -m pytest -m slow
+
+# The oldest versions that pyproject.toml allows; needs uv. They warn of each other, which is not ours to mend.
+test-lowest:
+	uv venv --quiet --allow-existing --python $(PYTHON) $(LOWEST)
+	uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(TEST_ENV) $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal \
+	    -W default::DeprecationWarning -W default::FutureWarning
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
@@ -38,4 +46,4 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info runs

@@ -138,3 +138,14 @@ def named_tensors(root: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[tuple[s
         elif isinstance(value, nn.Module):
             yield from value.named_parameters(prefix=target, remove_duplicate=False)
             yield from value.named_buffers(prefix=target, remove_duplicate=False)
+
+
+def keep_persistence(copied: nn.Module, original: nn.Module) -> None:
+    """Leave out of ``copied``'s state dict the buffers that are left out of ``original``'s.
+
+    Copying a graph module makes its containers anew; older versions of torch.fx make every buffer in them persistent.
+    """
+    originals = dict(original.named_modules())
+    for path, module in copied.named_modules():
+        if path in originals:
+            module._non_persistent_buffers_set |= originals[path]._non_persistent_buffers_set & module._buffers.keys()

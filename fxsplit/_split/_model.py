@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from fxsplit._cuts._find import Cut
 from fxsplit._errors import SplitError
+from fxsplit._graph import keep_persistence
 from fxsplit._split._report import SplitReport
 
 _STATE = "fxsplit_split"
@@ -73,6 +74,7 @@ class SplitModel(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> SplitModel:
         copied = cast(SplitModel, super().__deepcopy__(memo))
         copied._bind()
+        keep_persistence(copied, self)
         # fx calls every copy GraphModule when it is printed.
         for part in ("", "trunk", *(f"heads.{index}" for index in range(self.num_heads))):
             type(copied.get_submodule(part)).__name__ = type(self.get_submodule(part)).__name__

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxsplit._errors import TraceError
+from fxsplit._graph import keep_persistence
 from fxsplit._trace._dtypes import DtypeOf
 from fxsplit._trace._fit import SizeExpr
 from fxsplit._trace._merge import Switch
@@ -46,10 +47,9 @@ def emit(program: Program, model: nn.Module) -> TracedModel:
     for path, module in traced.named_modules():
         original = originals.get(path, module)
         if original is not module:
-            # Leaves are the model's own; containers are new modules, to which older versions of torch.fx give only
-            # persistent buffers.
+            # Containers are new, empty modules; leaves are the model's own.
             module.training = original.training
-            module._non_persistent_buffers_set |= original._non_persistent_buffers_set & module._buffers.keys()
+    keep_persistence(traced, model)
     return traced
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from fxsplit._errors import TraceError
+from fxsplit._graph import keep_persistence
 from fxsplit._trace._inputs import Example
 from fxsplit._trace._report import TraceReport
 
@@ -33,6 +34,11 @@ class TracedModel(fx.GraphModule):
     The submodules and parameters are the model's own, as in torch.fx: training one trains the other. Copy with
     ``copy.deepcopy``; it cannot be pickled.
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModel:
+        copied = cast(TracedModel, super().__deepcopy__(memo))
+        keep_persistence(copied, self)
+        return copied
 
     def __reduce__(self) -> Any:
         # fx would trace the code again when it is unpickled, and lose everything but the graph.
