@@ -13,12 +13,15 @@ from fxsplit._trace._inputs import Inputs, map_tensors
 from fxsplit._trace._nested import combine, map_value
 from fxsplit._trace._preserve import preserved, seed_everything
 from fxsplit._trace._recorder import Recorder
-from fxsplit._trace._records import Record
+from fxsplit._trace._records import Record, Ref
+
+_LIMITS = ("min", "max", "eps", "tiny")
+_FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
 class DtypeOf:
-    """The dtype of the tensor that record number ``index`` produced, or that dtype's ``limit``, "min" or "max"."""
+    """The dtype of the tensor that record number ``index`` produced, or that dtype's ``limit``, like "min"."""
 
     index: int
     limit: str = ""
@@ -35,12 +38,12 @@ def record_as_other_dtype(
     inputs: Inputs,
     new_recorder: Callable[[], Recorder],
 ) -> Recorder | None:
-    """Record ``model`` in eval mode with everything of its dtype in another; None if no operation names the dtype.
+    """Record ``model`` in eval mode with everything of its dtype in another; None if nothing reads or names the dtype.
 
     The model is put back. Its weights exist twice while this runs, the copy in half the memory for float32.
     """
     dtype = main_dtype(model)
-    if dtype is None or not any(_names(record, dtype) for record in base.records):
+    if dtype is None or not (base.dtype_read or any(_names(record, dtype) for record in base.records)):
         return None
     other = torch.bfloat16 if dtype is torch.float32 else torch.float32
 
@@ -65,42 +68,48 @@ def record_as_other_dtype(
 def add_dtypes(values: list[Any], base: Sequence[Record], other: Sequence[Record], live: Sequence[bool]) -> list[str]:
     """Replace dtypes in ``values`` that were different in the ``other`` run by those of live tensors nearby.
 
-    Smallest and largest numbers of the dtype, as masks use them, follow too. Returns what found no tensor to follow.
+    The limits of a dtype, as masks use them, follow too. Returns what cannot follow.
     """
     latest: dict[str, int] = {}
     lost: list[str] = []
 
     def follow(source: int | None, path: str) -> Callable[..., Any]:
         def leaf(value: Any, one: Any, two: Any) -> Any:
+            if _same(one, two):
+                return value
             limit = _limit(one, two)
-            if limit is None:
-                return value
-            if source is None:
-                lost.append(f"{one} in {path or 'the model itself'}")
-                return value
-            return DtypeOf(source, limit)
+            if limit is not None and source is not None:
+                return DtypeOf(source, limit)
+            seen = ("a tensor", "another tensor") if isinstance(one, Ref) else (repr(one), repr(two))
+            lost.append(f"{seen[0]} in {path or 'the model itself'}, in another dtype {seen[1]}")
+            return value
 
         return leaf
 
     for index, (one, two) in enumerate(zip(base, other, strict=True)):
+        if not live[index]:
+            continue
         # A tensor of the same module first: then the dtype is read inside of it.
         source = latest.get(one.path, latest.get(""))
         seen = (values[index], (one.args, one.kwargs), (two.args, two.kwargs))
-        values[index] = combine(seen, follow(source, one.path), lambda: None)
-        floating = one.is_tensor and one.dtype is not None and one.dtype.is_floating_point
-        if live[index] and floating and one.dtype is not two.dtype:
+        changed = f"{one.key[1]} in {one.path or 'the model itself'}, in another dtype with other arguments"
+        values[index] = combine(seen, follow(source, one.path), lambda line=changed: lost.append(line))
+        if one.is_tensor and one.dtype is not None and one.dtype.is_floating_point and one.dtype is not two.dtype:
             latest[one.path] = latest[""] = index
     return lost
 
 
+def _same(one: Any, two: Any) -> bool:
+    return type(one) is type(two) and (one == two or (isinstance(one, float) and one != one and two != two))
+
+
 def _limit(one: Any, two: Any) -> str | None:
-    """How ``one`` and ``two`` follow a dtype: "" for the dtype itself, "min" or "max" for its limits."""
-    if isinstance(one, torch.dtype) and isinstance(two, torch.dtype) and one is not two and one.is_floating_point:
+    """How ``one`` and ``two`` follow a dtype: "" for the dtype itself, "min", "max" ... for its limits."""
+    if isinstance(one, torch.dtype) and isinstance(two, torch.dtype) and one.is_floating_point:
         return ""
-    if isinstance(one, float) and isinstance(two, float) and one != two:
-        for limit in ("min", "max"):
-            limits = {getattr(torch.finfo(dtype), limit) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
-            if {one, two} <= limits:
+    if isinstance(one, float) and isinstance(two, float):
+        for limit in _LIMITS:
+            if {one, two} <= {getattr(torch.finfo(dtype), limit) for dtype in _FLOATING}:
                 return limit
     return None
 

@@ -36,6 +36,7 @@ class Recorder(TorchFunctionMode):
         raised_in: the innermost module that raised.
         dropped: what is not part of the graph.
         sizes_read: where the sizes of a floating tensor were first read.
+        dtype_read: whether Python read the dtype of a tensor.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Recorder(TorchFunctionMode):
         self.raised_in: str | None = None
         self.dropped: list[str] = []
         self.sizes_read: str | None = None
+        self.dtype_read = False
         self.functions: dict[str, FunctionLeaf] = {}
         self._model = model
         self._is_leaf = is_leaf
@@ -232,6 +234,7 @@ class Recorder(TorchFunctionMode):
             return
         if isinstance(out, torch.Size) and self.sizes_read is None and args[0].is_floating_point():
             self.sizes_read = self._tape.path or "the model itself"
+        self.dtype_read |= isinstance(out, torch.dtype)
         origin = self._tape.origin_of(args[0]) if reads_data(func) else Origin.NOTHING
         if origin:
             what = getattr(func, "__name__", "?").strip("_")

@@ -114,7 +114,10 @@ def test_what_only_train_mode_does_at_the_root_is_left_out_and_said() -> None:
 
 
 class TrainStatistics(nn.Module):
-    """Keeps statistics in train mode, by hand, by a norm whose result nobody uses, and in a module kept whole."""
+    """Keeps statistics in train mode, by hand and by a norm whose result nobody uses."""
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
