@@ -159,14 +159,14 @@ def _own(tensor: Tensor, storages: set[int]) -> Tensor:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` that takes its place if the body succeeds and is removed if it fails."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder, path.name)
+        temporary.touch()
+        permissions = temporary.stat().st_mode
         yield temporary
+        # safetensors makes files that only their owner may read.
+        temporary.chmod(permissions)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import importlib.util
+import io
 import logging
 import os
 import shutil
@@ -213,7 +214,8 @@ def _export(wrapper: TensorsOnly, plan: Inputs, path: Path) -> OnnxReport:
     except Exception as error:
         cause = error.__cause__ or error
         raise ExportError(f"torch.onnx can't export the model: {type(cause).__name__}: {cause}") from error
-    assert program is not None  # it is None only if a file name is given
+    if program is None:
+        raise ExportError("torch.onnx.export returned no program; is torch.onnx patched?")
     size = sum(tensor.nbytes for tensor in (*wrapper.parameters(), *wrapper.buffers()))
     program.save(path, external_data=size > _LARGE)
     total = sum(part.stat().st_size for part in path.parent.iterdir())
@@ -223,7 +225,7 @@ def _export(wrapper: TensorsOnly, plan: Inputs, path: Path) -> OnnxReport:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back two messages of the exporter that say nothing to its user."""
+    """Hold back what the exporter prints and two messages that say nothing to its user."""
     folding = logging.getLogger("onnxscript.optimizer._constant_folding")
 
     def is_news(record: logging.LogRecord) -> bool:
@@ -232,10 +234,13 @@ def _quiet() -> Iterator[None]:
 
     folding.addFilter(is_news)
     try:
-        with warnings.catch_warnings():
+        # Older versions print how many rewrite rules they applied, also if verbose is False.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             # Two inputs have one batch size, and it is called the same: as intended.
             same = r"# The axis name: (\w+) will not be used, since it shares .* with another axis: \1\."
             warnings.filterwarnings("ignore", same, UserWarning)
+            # torch 2.10 uses what it deprecates.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield
     finally:
         folding.removeFilter(is_news)

@@ -311,6 +311,12 @@ def test_a_file_may_be_overwritten_while_the_loaded_net_lives(tmp_path):
     assert_same(net, again)
 
 
+def test_others_may_read_the_file_as_any_other(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    save(make(0.5), tmp_path / "net")
+    assert (tmp_path / "net").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(SpecError, match=r"save takes a SplitModel .*, got Net"):
         save(Net(), tmp_path / "net")  # type: ignore[arg-type]
