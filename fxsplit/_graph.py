@@ -130,8 +130,7 @@ def _join(place: str, key: object) -> str:
 
 def named_tensors(root: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers that nodes read, with their paths; a tensor comes once for every path it has."""
-    for target in dict.fromkeys(node.target for node in nodes if node.op in ("call_module", "get_attr")):
-        assert isinstance(target, str)
+    for target in dict.fromkeys(str(node.target) for node in nodes if node.op in ("call_module", "get_attr")):
         value = fetch(root, target)
         if isinstance(value, Tensor):
             yield target, value
