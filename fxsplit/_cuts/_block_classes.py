@@ -13,20 +13,28 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class Instance:
-    """One called module that is made of several parts: its class, and whether it ends in a clean cut."""
+    """One called module that is made of several parts.
+
+    Attributes:
+        path: Its name.
+        kind: Its class.
+        clean: Whether it ends in a clean cut.
+        last: Whether the model ends with it, so that no cut after it could be clean.
+    """
 
     path: str
     kind: type[nn.Module]
     clean: bool
+    last: bool = False
 
 
 def block_paths(instances: Sequence[Instance]) -> list[str]:
     """Paths of all blocks, in the order given.
 
-    A block class occurs at least twice, and at least three quarters of its instances end in clean cuts. Plain
-    containers count only if no other class does. Where block classes are nested, the inner one wins if some outer
-    instance holds several of it (a stage of blocks), the outer one otherwise (a transformer layer with one attention
-    part).
+    A block class occurs at least twice, and at least three quarters of its instances end in clean cuts, not counting
+    one with which the model ends. Plain containers are blocks only if no other class is. Where block classes are
+    nested, the inner one wins if some outer instance holds several of it (a stage of blocks), the outer one otherwise
+    (a transformer layer with one attention part).
     """
     for kinds in (_kinds(instances, containers=False), _kinds(instances, containers=True)):
         if kinds:
@@ -41,10 +49,12 @@ def _kinds(instances: Iterable[Instance], containers: bool) -> set[type[nn.Modul
     ordered = sorted(instances, key=lambda i: id(i.kind))
     for kind, group in groupby(ordered, key=lambda i: i.kind):
         members = list(group)
+        judged = [i for i in members if containers or not i.last]
         if (
             len(members) >= 2
             and (kind in _CONTAINERS) == containers
-            and 4 * sum(i.clean for i in members) >= 3 * len(members)
+            and judged
+            and 4 * sum(i.clean for i in judged) >= 3 * len(judged)
         ):
             found.add(kind)
     return found

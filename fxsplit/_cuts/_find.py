@@ -46,7 +46,7 @@ class Cut:
         crossing: Tensors that pass it, the main one first.
         params_before: Parameters of the trunk.
         params_after: Parameters of one head. A parameter that is used on both sides counts in both.
-        flops_before: FLOPs (2 x MAC) of the trunk at the batch size of the recording.
+        flops_before: FLOPs (2 x MAC) of the trunk for one sample, attention products included.
         flops_after: FLOPs of one head.
         clean: Whether exactly one crossing tensor is the main one, so that a model may be split here.
         node: The last node of the trunk; ``''`` for the empty trunk.
@@ -99,6 +99,9 @@ class Cuts(tuple[Cut, ...]):
             ]
             for cut in self
         ]
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         from fxsplit._table import text_table

@@ -70,6 +70,7 @@ def _from_cut(survey: Survey, cut: Cut) -> Place:
 
 
 def _from_path(survey: Survey, path: str) -> Place:
+    path = _recorded_name(survey, path)
     moment = survey.exit(path) if path else None
     if moment is None:
         raise CutError(_unknown(survey, path))
@@ -82,6 +83,15 @@ def _from_path(survey: Survey, path: str) -> Place:
     if not verdict.clean:
         raise CutError(_illegal(survey, path, moment))
     return Place(cut_at(survey, path, moment), moment)
+
+
+def _recorded_name(survey: Survey, path: str) -> str:
+    """The name under which a module was recorded that the model holds under several names."""
+    if path in survey.members:
+        return path
+    modules = dict(getattr(survey.root, "source", survey.root).named_modules(remove_duplicate=False))
+    names = (name for name in survey.members if path in modules and modules.get(name) is modules[path])
+    return next(names, path)
 
 
 def _unknown(survey: Survey, path: str) -> str:

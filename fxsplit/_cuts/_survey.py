@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from fxsplit._cuts._block_classes import Instance, block_paths
 from fxsplit._cuts._flow import BEFORE, Flow
+from fxsplit._flops import node_costs, recorded_batch
 from fxsplit._graph import fetch, is_container, is_getter, is_source, is_tensor, named_tensors
 
 
@@ -73,7 +74,7 @@ class Survey:
         source = getattr(self.root, "source", self.root)
         composite = {path for path in _modules(source) if path in self.members and self._is_composite(path)}
         instances = [
-            Instance(path, type(module), self._is_clean_exit(path))
+            Instance(path, type(module), self._is_clean_exit(path), self._ends_model(path))
             for path, module in _modules(source).items()
             if path in composite
         ]
@@ -92,6 +93,10 @@ class Survey:
 
     def _is_clean_exit(self, path: str) -> bool:
         return path in self.exits and self.judge(self.exits[path], path).clean
+
+    def _ends_model(self, path: str) -> bool:
+        moment = self.exit(path)
+        return moment is not None and not self.is_inside(moment)
 
     def _before_layers(self) -> list[str]:
         """Where no class repeats: the last module before every convolution and linear layer but the first."""
@@ -175,11 +180,20 @@ class Survey:
         before = sum(size for first, _, size in self._spans if first <= moment)
         return before, sum(size for _, last, size in self._spans if last > moment)
 
+    @cached_property
+    def _costs(self) -> list[tuple[int, int]]:
+        """The moment and FLOPs of every node that computes something, for the batch of the recording."""
+        return [
+            (self.flow.moment[node], sum(cost.weights.values()) + cost.other)
+            for _, node, cost in node_costs(self.root)
+            if node in self.flow.moment
+        ]
+
     def flops(self, moment: int) -> tuple[int, int]:
-        """FLOPs up to a moment, and after it."""
-        costs = [(made, node.meta.get("flops", 0)) for node, made in self.flow.moment.items()]
-        before = sum(flops for made, flops in costs if made <= moment)
-        return before, sum(flops for _, flops in costs) - before
+        """FLOPs per sample up to a moment, and after it."""
+        batch = recorded_batch(self.root)
+        before = sum(flops for made, flops in self._costs if made <= moment)
+        return before // batch, (sum(flops for _, flops in self._costs) - before) // batch
 
     def last_node(self, moment: int) -> fx.Node | None:
         """The node that runs last up to a moment."""

@@ -80,7 +80,7 @@ def test_sizes_around_a_cut(residual: fxsplit.TracedModel) -> None:
     cut = fxsplit.find_cuts(residual)[0]
     # stem 1*3+3, a block 2*(3*3*9+3), head 3*5+5
     assert (cut.params_before, cut.params_after) == (6 + 168, 168 + 168 + 20)
-    stem, block, head = 2 * (3 * 1) * 16 * 2, 2 * (2 * 3 * 3 * 9) * 16 * 2, 2 * (3 * 5) * 2
+    stem, block, head = 2 * (3 * 1) * 16, 2 * (2 * 3 * 3 * 9) * 16, 2 * (3 * 5)
     assert (cut.flops_before, cut.flops_after) == (stem + block, 2 * block + head)
     (crossing,) = cut.crossing
     assert (crossing.path, crossing.shape, crossing.dtype, crossing.main) == (
@@ -322,3 +322,32 @@ def test_token_ids_read_again_at_the_end_are_a_side_input() -> None:
     cuts = fxsplit.find_cuts(traced, every_module=True)
     assert [cut.path for cut in cuts] == ["embed", "layer"]
     assert [(c.dtype, c.main) for c in cuts[1].crossing] == [(torch.float32, True), (torch.int64, False)]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8, bias=False)
+        self.out = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mix(x)
+        return self.out(nn.functional.scaled_dot_product_attention(x, x, x))
+
+
+def test_attention_products_count_once_a_sample() -> None:
+    (cut,) = fxsplit.find_cuts(Attention(), torch.randn(3, 2, 5, 8), every_module=True)
+    # 2 heads of 5 tokens: two products of 5 x 5 x 8 each, and 10 rows of a linear layer on both sides
+    assert (cut.path, cut.flops_before, cut.flops_after) == ("mix", 2 * 10 * 64, 2 * 10 * 64 + 2 * 2 * (2 * 25 * 8))
+
+
+def test_a_second_name_of_a_module_is_that_module() -> None:
+    twice = nn.Linear(4, 4)
+    graph = fxsplit.trace(nn.Sequential(twice, nn.ReLU(), twice, nn.Linear(4, 2)), torch.randn(2, 4))
+    assert fxsplit.split(graph, "2", heads=1, init="copy").cut.node == "_0_1"
+
+
+def test_cuts_are_shown_as_a_table() -> None:
+    cuts = fxsplit.find_cuts(Attention(), torch.randn(3, 2, 5, 8), every_module=True)
+    assert repr(cuts) == str(cuts)
+    assert "main tensor" in repr(cuts)

@@ -146,6 +146,21 @@ def test_a_class_needs_two_instances_three_quarters_of_them_clean() -> None:
     assert block_paths([instance("only", Layer)]) == []
 
 
+def test_the_instance_that_ends_the_model_says_nothing_against_its_class() -> None:
+    layers = [Instance("layers.0", Layer, True), Instance("layers.1", Layer, False, last=True)]
+    assert block_paths(layers) == ["layers.0", "layers.1"]
+    assert block_paths([Instance("layers.0", Layer, False), layers[1]]) == []
+    assert block_paths([Instance(f"towers.{i}", Layer, False, last=True) for i in range(2)]) == []
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_model_that_ends_with_a_block_has_the_blocks_before(count: int) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, count, enable_nested_tensor=False)
+    cuts = fxsplit.find_cuts(encoder.eval(), torch.zeros(3, 5, 8))
+    assert [cut.path for cut in cuts] == numbered("layers", count - 1)
+
+
 def test_containers_count_only_if_nothing_else_does() -> None:
     stages = [instance(f"stage{i}", nn.Sequential) for i in range(2)]
     layers = [instance(f"layers.{i}", Layer) for i in range(2)]
