@@ -143,6 +143,10 @@ def _attach(candidate: Candidate, nonzeros: int, seed: int) -> None:
     mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(flat.view(weight.shape))
     holder = Mask(mask, nonzeros)
     holder.train(candidate.sites[0].module.training)
+    holder.zero(weight)
+    # Registering assigns the weight, which would make another tensor of its size to zero it once more.
+    holder.right_inverse = lambda weight: weight
     for site in candidate.sites:
         own_class(site.module)
         parametrize.register_parametrization(site.module, site.name, holder)
+    del holder.right_inverse
