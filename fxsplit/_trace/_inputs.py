@@ -19,7 +19,9 @@ from fxsplit._trace._objects import has_tensors, is_plain
 MASK_SUFFIX = "attention_mask"
 LENGTH = "length"
 TARGET_LENGTH = "target_length"
-_BATCHES = (2, 3, 5)
+# Small, since a recording keeps all activations; the rehearsal keeps none, and no model is made for a batch of 5.
+_BATCHES = (2, 3, 4)
+_REHEARSED = 5
 _SHORTER = (1, 3)
 _SHORTEST = 5
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -78,8 +80,8 @@ class Inputs:
         return [*batches, *shorter]
 
     def largest(self) -> Sizes:
-        """The largest sizes of the schedule."""
-        return {**self.sizes, BATCH: _BATCHES[-1]} if BATCH in self.sizes else {}
+        """The sizes of the rehearsal, larger than those of the schedule."""
+        return {**self.sizes, BATCH: _REHEARSED} if BATCH in self.sizes else {}
 
     def without_lengths(self) -> Inputs:
         """The same inputs with every sequence at the example's length."""
