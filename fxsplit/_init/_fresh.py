@@ -13,9 +13,9 @@ from fxsplit._errors import SplitError
 from fxsplit._init._plan import META, Planner
 from fxsplit._init._redraw import PERMUTED, plan_redraw
 from fxsplit._init._replica import tensors_at
-from fxsplit._init._rng import derive_seed, seeded_rng
 from fxsplit._init._rules import FACTORY, Factory, device_set, values_of
 from fxsplit._init._statistics import sample
+from fxsplit._random import derive_seed, seeded_rng
 
 
 @dataclass(frozen=True)

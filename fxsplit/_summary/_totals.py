@@ -99,7 +99,8 @@ def summary(net: nn.Module, masks: Mapping[str, Tensor] | None = None, *, exampl
     """Summarise a split model, a traced graph, or a model that is traced first.
 
     Parameters, nonzeros and FLOPs are given side by side under named conventions, because published numbers mix
-    them: dense, uniform density (dense FLOPs x overall density, the paper's tables), and the actual masks.
+    them: dense, uniform density (dense FLOPs x density of the maskable weights, as in the paper's tables), and the
+    actual masks.
 
     Args:
         net: A SplitModel, a TracedModel or any module that `trace` takes.

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxsplit._random import seed_everything
 from fxsplit._trace._inputs import Inputs, map_tensors
 from fxsplit._trace._nested import combine, map_value
-from fxsplit._trace._preserve import preserved, seed_everything
+from fxsplit._trace._preserve import preserved
 from fxsplit._trace._recorder import Recorder
 from fxsplit._trace._records import Record, Ref
 

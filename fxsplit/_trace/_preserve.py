@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import collections
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxsplit._random import random_state_kept
 from fxsplit._trace._records import storage_id
 
 _COPIED = (dict, list, set, collections.OrderedDict)
@@ -117,26 +116,6 @@ def preserved(model: nn.Module, *, attributes: bool = True) -> Iterator[Snapshot
                 snapshot.restore()
             else:
                 snapshot.restore_values()
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Give torch, numpy and random their generator states back on exit."""
-    python, array = random.getstate(), numpy.random.get_state()  # noqa: NPY002 - a model may use the global one
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(array)  # noqa: NPY002
-
-
-def seed_everything(seed: int = 0) -> None:
-    """Start torch, numpy and random from one seed, so that every run draws the same numbers."""
-    torch.manual_seed(seed)
-    numpy.random.seed(seed)  # noqa: NPY002
-    random.seed(seed)
 
 
 class RandomWatch:

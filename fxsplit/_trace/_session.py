@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxsplit._errors import TraceError
+from fxsplit._random import seed_everything
 from fxsplit._trace._align import Mismatch, pair_loosely, pair_up
 from fxsplit._trace._dce import live_records, updated_state
 from fxsplit._trace._dtypes import add_dtypes, main_dtype, record_as_other_dtype
@@ -19,7 +20,7 @@ from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._inputs import Inputs, fixed
 from fxsplit._trace._leaves import is_large, is_leaf
 from fxsplit._trace._merge import Merged, add_train_loosely, add_train_mode, differing_constants, merge_sizes
-from fxsplit._trace._preserve import preserved, seed_everything
+from fxsplit._trace._preserve import preserved
 from fxsplit._trace._recorder import Recorder
 from fxsplit._trace._records import Guard, Origin
 from fxsplit._trace._report import TraceReport

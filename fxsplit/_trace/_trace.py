@@ -11,6 +11,7 @@ from torch import nn
 
 from fxsplit._errors import FxSplitWarning, TraceError
 from fxsplit._exclusive import exclusive
+from fxsplit._random import seed_everything
 from fxsplit._trace._check import check_leaves, check_model
 from fxsplit._trace._describe import describe, raised_in, shapes_of
 from fxsplit._trace._emit import emit
@@ -18,7 +19,7 @@ from fxsplit._trace._example import complete, infer_examples
 from fxsplit._trace._fit import BATCH
 from fxsplit._trace._inputs import Argument, Example, Inputs, as_example, bind, fixed, symbolic
 from fxsplit._trace._model import META_KEY, Provenance, TracedModel
-from fxsplit._trace._preserve import preserved, seed_everything
+from fxsplit._trace._preserve import preserved
 from fxsplit._trace._report import TraceReport
 from fxsplit._trace._session import Recording, Session
 from fxsplit._trace._verify import difference

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from fxsplit._random import seed_everything
 from fxsplit._trace._fit import Sizes
 from fxsplit._trace._inputs import Inputs
 from fxsplit._trace._model import TracedModel
 from fxsplit._trace._objects import rebuild_output
-from fxsplit._trace._preserve import preserved, seed_everything
+from fxsplit._trace._preserve import preserved
 from fxsplit._trace._records import Ref
 
 _TOLERANCE = 1e-3
