@@ -1,0 +1,46 @@
+"""Other tracers, each as a function from a model and an example to a graph module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+
+def symbolic_trace(model: nn.Module, example: Any) -> nn.Module:
+    """torch.fx itself."""
+    return fx.symbolic_trace(model)
+
+
+def feature_tracer(model: nn.Module, example: Any) -> nn.Module:
+    """The tracer behind ``create_feature_extractor``, with the modules and functions that timm keeps whole."""
+    from timm.layers._fx import get_notrace_functions, get_notrace_modules
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    tracer = NodePathTracer(autowrap_functions=get_notrace_functions(), leaf_modules=get_notrace_modules())
+    return fx.GraphModule(tracer.root, tracer.trace(model))
+
+
+def export(model: nn.Module, example: Any) -> nn.Module:
+    """``torch.export`` with a batch that is free wherever the example has it in dimension 0."""
+    args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
+    args = args if isinstance(args, tuple) else (args,)
+    dynamic = torch.export.Dim.AUTO
+
+    def shapes(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {0: dynamic}
+        return [shapes(item) for item in value] if isinstance(value, (list, tuple)) else None
+
+    by_keyword = {key: shapes(value) for key, value in kwargs.items()}
+    spec = by_keyword if kwargs else tuple(shapes(value) for value in args)
+    return torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False).module()
+
+
+RIVALS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
+    "fx.symbolic_trace": symbolic_trace,
+    "timm feature tracer": feature_tracer,
+    "torch.export": export,
+}

@@ -1,0 +1,99 @@
+"""Runs many models in several processes, keeps what is done in a file, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.coverage._measure import Outcome, Plan, measure
+from benchmarks.coverage._zoos import entries
+from tests.zoo.catalogue.entry import Entry
+
+Job = tuple[str, str, Plan]
+Row = dict[str, Any]
+_MODELS_PER_PROCESS = 25
+
+
+def read(path: Path) -> list[Row]:
+    """What was measured so far; a line that was cut off while it was written is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def run(jobs: Sequence[Job], path: Path, workers: int, limit: int) -> list[Row]:
+    """Measure the jobs that are not in ``path`` yet, append each to it, and return all rows.
+
+    Args:
+        jobs: Zoo, name and plan.
+        path: A file of one JSON object per line.
+        workers: Processes, of one thread each. A process that dies costs the models that it was at.
+        limit: Seconds for one model.
+    """
+    done = {(row["zoo"], row["name"], row["real"]) for row in read(path)}
+    todo = [job for job in jobs if (job[0], job[1], job[2].real) not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="model") as bar:
+        for job, row in _results(todo, workers, limit):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            bar.set_postfix_str(job[1][:30])
+            bar.update()
+    return read(path)
+
+
+def _results(todo: Sequence[Job], workers: int, limit: int) -> Iterator[tuple[Job, Row]]:
+    context = multiprocessing.get_context("spawn")
+    share = _MODELS_PER_PROCESS * workers
+    for start in range(0, len(todo), share):
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
+            futures = {pool.submit(_measure, job, limit): job for job in todo[start : start + share]}
+            for future in as_completed(futures):
+                job = futures[future]
+                died = isinstance(future.exception(), BrokenProcessPool)
+                yield job, _failed(job, "its process died, or one beside it (memory?)") if died else future.result()
+
+
+def _start() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception, so that nothing on the way mistakes it for a failure of the model."""
+
+
+def _measure(job: Job, limit: int) -> Row:
+    def stop(signum: int, frame: object) -> None:
+        raise _OutOfTime
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    try:
+        return asdict(measure(_entry(job[0], job[1]), job[2]))
+    except _OutOfTime:
+        return _failed(job, f"not done after {limit} s")
+    except Exception as error:
+        return _failed(job, f"{type(error).__name__}: {error}")
+    finally:
+        signal.alarm(0)
+        gc.collect()
+
+
+def _entry(zoo: str, name: str) -> Entry:
+    return next(entry for entry in entries(zoo) if entry.name == name)
+
+
+def _failed(job: Job, why: str) -> Row:
+    return asdict(Outcome(job[0], job[1], _entry(job[0], job[1]).family, job[2].real, error=why))
