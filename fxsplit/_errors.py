@@ -14,6 +14,10 @@ class TraceError(FxSplitError, RuntimeError):
     """The model could not be recorded as a graph."""
 
 
+class InputError(FxSplitError, ValueError):
+    """An input of a traced or split model is not of the kind that was traced, so that its graph would be wrong."""
+
+
 class CutError(FxSplitError, ValueError):
     """The requested split is not a legal cut of the graph."""
 

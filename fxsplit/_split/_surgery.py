@@ -16,12 +16,15 @@ from fxsplit._errors import FxSplitWarning, SplitError
 from fxsplit._exclusive import exclusive
 from fxsplit._graph import is_source, require_traced
 from fxsplit._io._spec import describe_example
+from fxsplit._parametrized import parametrized_tensors
 from fxsplit._split._copying import Memo, assemble, copy_values
 from fxsplit._split._emission import head_graph, head_outputs_graph, trunk_graph, whole_graph
-from fxsplit._split._model import SplitModel, SplitState
+from fxsplit._split._model import SPEC, SplitModel, SplitState
 from fxsplit._split._partition import Partition, divide
 from fxsplit._split._report import SplitReport
+from fxsplit._split._source import describe_source
 from fxsplit._split._ties import instances, modules_on_both_sides, owned_paths, shared_targets, tied_weights
+from fxsplit._trace._guards import attach, guard_of
 from fxsplit._vote import Vote, make_vote
 
 Init = str | Callable[[], nn.Module]
@@ -113,17 +116,21 @@ def _operate(
         trace=getattr(graph, "report", None),
     )
     components = {"trunk": trunk, **{f"heads.{index}": head for index, head in enumerate(built)}}
+    whole, separate = whole_graph(flow, parts, heads), head_outputs_graph(flow, parts, heads)
+    for composed in (whole, separate):
+        attach(composed, guard_of(graph.graph))
     net = SplitModel.build(
-        whole_graph(flow, parts, heads),
+        whole,
         trunk,
         built,
         voting,
         SplitState(
-            head_outputs_graph(flow, parts, heads), place.cut, report, _origins(parts, components), _summary(graph)
+            separate, place.cut, report, _origins(parts, components), _summary(graph), describe_source(graph)
         ),
         _spec(graph, place, heads, init, vote, share, tied, seed),
         graph.training,
     )
+    net.meta[SPEC]["parametrized"] = parametrized_tensors(net)  # a file holds no others, but for masks
     net.meta["batch"] = graph.meta["batch"]  # the shapes and FLOPs of the nodes are at this batch size
     return net
 

@@ -28,6 +28,8 @@ _READS = frozenset(
         "is_nonzero",
     ]
 )
+_SIZES = frozenset(["size", "__len__", "numel", "nelement", "stride"])  # return one number, or several
+_PARTS = frozenset(["unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "__iter__", "stride"])
 _RANDOM = frozenset(
     [
         "rand",
@@ -81,6 +83,14 @@ def reads_data(func: Any) -> bool:
 def is_random(func: Any) -> bool:
     """Whether the call draws random numbers that Python could branch on."""
     return getattr(func, "__name__", "") in _RANDOM
+
+
+def reads_size(func: Any, out: Any) -> bool:
+    """Whether the call hands sizes to Python, or returns as many tensors as a size says."""
+    if isinstance(out, torch.Size):
+        return True
+    name = getattr(func, "__name__", "")
+    return name in (_SIZES if type(out) is int else _PARTS if isinstance(out, (tuple, list)) else ())
 
 
 def replaces_data(func: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from fxsplit._trace._extents import named_tensors, shapes
 from fxsplit._trace._inputs import Argument, Inputs, iterate_tensors
 from fxsplit._trace._report import TraceReport
 from fxsplit._trace._session import Recording
@@ -18,9 +19,16 @@ def describe(report: TraceReport, inputs: Inputs, recording: Recording, forced: 
     for argument in inputs.arguments:
         if not argument.is_input and argument.value is not None:
             report.specialised.append(f"argument {argument.name} = {argument.value!r}")
-    if base.sizes_read:
-        free = ", ".join(inputs.sizes) or "nothing"
-        report.specialised.append(f"sizes of the inputs; free are: {free} (sizes are read in {base.sizes_read})")
+    fixed = [
+        f"{name}.shape[{dim}] = {size}"
+        for (name, _), shape in zip(named_tensors(inputs), shapes(inputs, base.sizes_read is None), strict=True)
+        for dim, size in enumerate(shape)
+        if isinstance(size, int)
+    ]
+    if fixed:
+        free = ", ".join((*inputs.sizes, *inputs.extents)) or "nothing"
+        read = f"sizes are read in {base.sizes_read}; " if base.sizes_read else ""
+        report.specialised.append(f"{', '.join(fixed)} ({read}free are: {free})")
     for name, value in program.extras.items():
         if name in base.constants:
             where = next(record.path for record in program.records if record.target == name) or "the model itself"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,7 +28,7 @@ class SizeExpr:
 def fit_size(values: Sequence[Any], sizes: Sequence[Sizes]) -> SizeExpr | None:
     """Find ``factor * product + offset`` through all values, or None.
 
-    The products are the single symbols and the batch times another symbol.
+    The products are the single symbols and those of two of them.
 
     Example:
         >>> print(fit_size([7, 10, 16], [{"batch": 2}, {"batch": 3}, {"batch": 5}]))
@@ -36,8 +37,7 @@ def fit_size(values: Sequence[Any], sizes: Sequence[Sizes]) -> SizeExpr | None:
     if any(type(value) is not int for value in values):
         return None
     symbols = list(sizes[0])
-    pairs = [(BATCH, symbol) for symbol in symbols if symbol != BATCH and BATCH in symbols]
-    for product in [*((symbol,) for symbol in symbols), *pairs]:
+    for product in [*((symbol,) for symbol in symbols), *itertools.combinations(symbols, 2)]:
         points = [_product(size, product) for size in sizes]
         other = next((n for n, point in enumerate(points) if point != points[0]), None)
         if other is None:

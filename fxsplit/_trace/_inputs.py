@@ -43,11 +43,12 @@ def as_example(example: Any) -> Example:
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of forward: its name and whether it is passed by keyword."""
+    """One argument of forward: its name, whether it is passed by keyword, and whether it is as long as the target."""
 
     name: str
     value: Any
     keyword: bool
+    decoded: bool = False
 
     @property
     def is_input(self) -> bool:
@@ -60,11 +61,13 @@ class Inputs:
     """The example bound to forward's parameters, in signature order, and the sizes that can be varied.
 
     ``dims`` maps the position of a tensor (counted over all tensors of the example) to its symbolic dimensions.
+    ``extents`` are symbols that the schedule leaves as they are in the example.
     """
 
     arguments: tuple[Argument, ...]
     sizes: Sizes
     dims: dict[int, dict[int, str]]
+    extents: Sizes = dataclasses.field(default_factory=dict)
 
     def schedule(self) -> list[Sizes]:
         """The sizes to record at: the base, then other batch sizes, then shorter sequences."""
@@ -89,6 +92,13 @@ class Inputs:
         dims = {position: {d: s for d, s in found.items() if s in kept} for position, found in self.dims.items()}
         return Inputs(self.arguments, kept, dims)
 
+    def with_extents(self, dims: dict[int, dict[int, str]], sizes: Sizes) -> Inputs:
+        """The same inputs with further symbols, which the schedule does not vary."""
+        merged = {
+            position: {**self.dims.get(position, {}), **dims.get(position, {})} for position in {**self.dims, **dims}
+        }
+        return Inputs(self.arguments, self.sizes, merged, {**self.extents, **sizes})
+
     def make(self, sizes: Sizes) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
         """Fresh ``(args, kwargs, inputs by name)`` with every symbolic dimension cut or tiled to ``sizes``."""
         count = itertools.count()
@@ -99,7 +109,9 @@ class Inputs:
 
             def resize(tensor: torch.Tensor, name: str = argument.name) -> torch.Tensor:
                 dims = self.dims.get(next(count), {})
-                return _pad_one_row(name, _resized(tensor, {dim: sizes[symbol] for dim, symbol in dims.items()}))
+                return _pad_one_row(
+                    name, _resized(tensor, {d: sizes[symbol] for d, symbol in dims.items() if symbol in sizes})
+                )
 
             value = map_tensors(argument.value, resize) if argument.is_input else argument.value
             if argument.is_input:
@@ -140,7 +152,13 @@ def bind(model: nn.Module, example: Example) -> tuple[Argument, ...]:
             found.append(Argument(name, value, keyword=not positional))
     if not any(argument.is_input for argument in found):
         raise TraceError(f"the example for {type(model).__name__} holds no tensor, so there is nothing to record.")
-    return tuple(found)
+    config = getattr(getattr(model, "source", model), "config", None)
+    decodes = getattr(config, "is_encoder_decoder", False) is True or any(_of_decoder(a.name) for a in found)
+    return tuple(dataclasses.replace(a, decoded=decodes and (a.name == "labels" or _of_decoder(a.name))) for a in found)
+
+
+def _of_decoder(name: str) -> bool:
+    return name.startswith("decoder_")
 
 
 def symbolic(arguments: tuple[Argument, ...], skip_vectors: bool = False) -> Inputs:
@@ -149,19 +167,18 @@ def symbolic(arguments: tuple[Argument, ...], skip_vectors: bool = False) -> Inp
     The batch is dim 0 of every tensor with as many rows as the first one. Lengths are dim 1 of integer tensors [B, T].
     ``skip_vectors`` leaves one-dimensional tensors alone: a tensor [T] with T equal to the batch size has no batch.
     """
-    named = [(argument.name, tensor) for argument in arguments for tensor in iterate_tensors(argument.value)]
+    named = [(argument, tensor) for argument in arguments for tensor in iterate_tensors(argument.value)]
     batch = next((tensor.shape[0] for _, tensor in named if tensor.ndim > 0), 0)
     if batch == 0:
         return fixed(arguments)
     sizes: Sizes = {BATCH: batch}
     dims: dict[int, dict[int, str]] = {}
-    encodes = any(name.startswith("decoder_") for name, _ in named)
-    for position, (name, tensor) in enumerate(named):
+    for position, (argument, tensor) in enumerate(named):
         if tensor.ndim <= int(skip_vectors) or tensor.shape[0] != batch:
             continue
         dims[position] = {0: BATCH}
         if tensor.ndim == 2 and not tensor.is_floating_point() and tensor.shape[1] >= _SHORTEST:
-            symbol = TARGET_LENGTH if name.startswith("decoder_") or (encodes and name == "labels") else LENGTH
+            symbol = TARGET_LENGTH if argument.decoded else LENGTH
             if sizes.setdefault(symbol, tensor.shape[1]) == tensor.shape[1]:
                 dims[position][1] = symbol
     return Inputs(arguments, sizes, dims)

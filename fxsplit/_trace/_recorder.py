@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from fxsplit._parametrized import parametrized_tensors
 from fxsplit._trace._align import Mismatch
-from fxsplit._trace._calls import as_node, is_random, reads_data, replaces_data
+from fxsplit._trace._calls import as_node, is_random, reads_data, reads_size, replaces_data
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._model import FunctionLeaf
 from fxsplit._trace._objects import Opaque, convert, has_tensors, rebuild_output, tensors_in
-from fxsplit._trace._patches import patched
+from fxsplit._trace._patches import patched, uncached_weights
 from fxsplit._trace._preserve import RandomWatch
 from fxsplit._trace._records import Guard, Origin, Record, Ref
 from fxsplit._trace._tape import Tape
@@ -35,7 +36,7 @@ class Recorder(TorchFunctionMode):
         entered: modules that were recorded from the inside.
         raised_in: the innermost module that raised.
         dropped: what is not part of the graph.
-        sizes_read: where the sizes of a floating tensor were first read.
+        sizes_read: where sizes of a tensor were first read, or decided on a number of results.
         dtype_read: whether Python read the dtype of a tensor.
     """
 
@@ -116,6 +117,8 @@ class Recorder(TorchFunctionMode):
         except Opaque as error:
             self._fail(f"{getattr(func, '__name__', func)} takes {error}")
             return out
+        if self.sizes_read is None and reads_size(func, out):
+            self.sizes_read = self._tape.path or "the model itself"
         op, target, values = as_node(func, *values)
         ref = self._tape.add(op, target, *values, written=written, random=is_random(func))
         return self._tape.bind(out, ref, written=any(out is tensor for tensor in written))
@@ -177,13 +180,16 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         given, buffers = _Versions(tensors_in((args, kwargs))), _Versions(module.buffers())
         self._tape.forget_flops()
-        out = original(module, *args, **kwargs)
+        with uncached_weights() as cached:
+            out = original(module, *args, **kwargs)
         written = given.changed()
         ref = self._tape.add("call_module", path, *values, written=written)
         record = self.records[ref.index]
         record.modules = (*record.modules, path)
         record.updates = bool(buffers.changed()) or not buffers.are(module.buffers())
         record.lasting |= record.updates
+        if cached and record.updates and parametrized_tensors(module):
+            self._fail(f"under parametrize.cached() it runs {path!r}, which changes when its weights are computed")
         if record.origin and any(True for _ in module.parameters()):
             record.origin |= Origin.VALUE
         return self._tape.bind(out, ref, written=any(out is tensor for tensor in written))
@@ -232,7 +238,7 @@ class Recorder(TorchFunctionMode):
             self._fail("it assigns tensor.data")
         if not (args and isinstance(args[0], torch.Tensor)):
             return
-        if isinstance(out, torch.Size) and self.sizes_read is None and args[0].is_floating_point():
+        if self.sizes_read is None and reads_size(func, out):
             self.sizes_read = self._tape.path or "the model itself"
         self.dtype_read |= isinstance(out, torch.dtype)
         origin = self._tape.origin_of(args[0]) if reads_data(func) else Origin.NOTHING

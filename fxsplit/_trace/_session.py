@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from fxsplit._trace._align import Mismatch, pair_loosely, pair_up
 from fxsplit._trace._dce import live_records, updated_state
 from fxsplit._trace._dtypes import add_dtypes, main_dtype, record_as_other_dtype
 from fxsplit._trace._emit import Program
+from fxsplit._trace._extents import experiments
 from fxsplit._trace._fit import BATCH, Sizes
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._inputs import Inputs, fixed
@@ -110,23 +112,28 @@ class Session:
     def _record(
         self, sizes: Sizes, *, train: bool, counter: FlopCounter | None = None, droppable: bool = False
     ) -> Recorder:
-        args, kwargs, named = self.inputs.make(sizes)
         recorder = self._recorder(counter, watch_random=train)
+        try:
+            problems = self._run(recorder, self.inputs, sizes, train=train)
+        except Exception as error:
+            if droppable:
+                self._fix_lengths(f"{type(error).__name__}: {error}")
+            self._keep_whole_after(recorder.raised_in or "", error, "train" if train else "eval")
+            raise _Retry from error
+        self.opened |= recorder.opened
+        self._keep_whole(problems)
+        return recorder
+
+    def _run(self, recorder: Recorder, inputs: Inputs, sizes: Sizes, *, train: bool) -> list[Mismatch]:
+        """Record one run, leaving the model as it was; return what could not be recorded."""
+        args, kwargs, named = inputs.make(sizes)
         with preserved(self.model) as snapshot:
             self.model.train(train)
             seed_everything()
-            try:
-                recorder.run(args, kwargs, named)
-            except Exception as error:
-                if droppable:
-                    self._fix_lengths(f"{type(error).__name__}: {error}")
-                self._keep_whole_after(recorder.raised_in or "", error, "train" if train else "eval")
-                raise _Retry from error
+            recorder.run(args, kwargs, named)
             rebound = [path for path, module in self.model.named_modules() if snapshot.has_other_buffers(module)]
-        self.opened |= recorder.opened
         replaced = [Mismatch(path, "its forward replaces a buffer") for path in rebound if path in recorder.entered]
-        self._keep_whole([*recorder.failures, *replaced])
-        return recorder
+        return [*recorder.failures, *replaced]
 
     def _recorder(self, counter: FlopCounter | None = None, *, watch_random: bool = False) -> Recorder:
         return Recorder(
@@ -198,10 +205,10 @@ class Session:
 
     def _merge(self, runs: list[Recorder], train: Recorder) -> tuple[Program, bool]:
         base = runs[0]
-        merged = merge_sizes([run.records for run in runs], [run.output for run in runs], self.inputs.schedule())
+        merged = self._merged(runs, self.inputs.schedule())
         assumed = self._settle_sizes(merged.mismatches)
         if self.exact_train:
-            self._settle_train(add_train_mode(merged, base.records, train.records, (base.output, train.output)))
+            self._settle_train(self._add_train(merged, base, train))
             partners = {index: index for index in range(len(base.records))}
         else:
             partners = pair_loosely(base.records, train.records)
@@ -210,7 +217,48 @@ class Session:
         compared = [*runs, train] if self.exact_train else runs
         self._keep_whole(differing_constants(base.records, [run.constants for run in compared]))
         self._settle_guards([*base.guards, *(train.guards if self.exact_train else [])])
+        if base.sizes_read and not assumed and self.exact_train:
+            merged = self._free_extents(runs, train, merged)
         return self._program(base, train, merged, partners), assumed
+
+    def _merged(self, runs: Sequence[Recorder], schedule: Sequence[Sizes]) -> Merged:
+        return merge_sizes([run.records for run in runs], [run.output for run in runs], schedule)
+
+    def _add_train(self, merged: Merged, base: Recorder, train: Recorder) -> list[Mismatch]:
+        return add_train_mode(merged, base.records, train.records, (base.output, train.output))
+
+    def _free_extents(self, runs: list[Recorder], train: Recorder, merged: Merged) -> Merged:
+        """Let go of sizes that the program does not depend on, or follows: it is the same when they are others."""
+        base, schedule = runs[0], self.inputs.schedule()
+        for experiment in experiments(self.inputs):
+            inputs = self.inputs.with_extents(experiment.dims, experiment.sizes)
+            extra, others = [], [{**inputs.extents, **schedule[0], **other} for other in experiment.others]
+            for sizes in others:
+                run = self._record_quietly(inputs, sizes)
+                if run is None or pair_up(base.records, run.records, "at another extent"):
+                    break
+                extra.append(run)
+            if len(extra) < len(others):
+                continue
+            together, constants = [*runs, *extra], [run.constants for run in (base, *extra)]
+            plan = [*({**inputs.extents, **sizes} for sizes in schedule), *others]
+            found = self._merged(together, plan)
+            if found.mismatches or differing_constants(base.records, constants):
+                continue
+            if not self._add_train(found, base, train):
+                self.inputs, runs, schedule, merged = inputs, together, plan, found
+        return merged
+
+    def _record_quietly(self, inputs: Inputs, sizes: Sizes) -> Recorder | None:
+        """Record at sizes that the model may refuse: None if it does, or if it does something else then."""
+        recorder = self._recorder()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                problems = self._run(recorder, inputs, sizes, train=False)
+            except Exception:
+                return None
+        return recorder if not problems and recorder.opened <= self.opened else None
 
     def _follow_dtype(self, base: Recorder, merged: Merged, live: list[bool]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +17,10 @@ from fxsplit._trace._check import check_leaves, check_model
 from fxsplit._trace._describe import describe, raised_in, shapes_of
 from fxsplit._trace._emit import emit
 from fxsplit._trace._example import complete, infer_examples
+from fxsplit._trace._extents import shapes
 from fxsplit._trace._fit import BATCH
-from fxsplit._trace._inputs import Argument, Example, Inputs, as_example, bind, fixed, symbolic
+from fxsplit._trace._guards import InputGuard, attach, make_rule
+from fxsplit._trace._inputs import Argument, Example, Inputs, as_example, bind, fixed, iterate_tensors, symbolic
 from fxsplit._trace._model import META_KEY, Provenance, TracedModel
 from fxsplit._trace._preserve import preserved
 from fxsplit._trace._report import TraceReport
@@ -88,6 +91,8 @@ def _record(model: nn.Module, example: Any, leaves: frozenset[str]) -> TracedMod
             "Name the modules whose forward does unusual things with leaf=[...]."
         )
     describe(report, session.inputs, recording, session.forced)
+    attach(traced.graph, _guard(session.inputs, recording))
+    traced.recompile()
     traced.meta[META_KEY] = Provenance(report, model, given)
     return traced
 
@@ -138,6 +143,14 @@ def _refusal(model: nn.Module, inputs: Inputs) -> Exception | None:
         except Exception as error:
             return error
     return None
+
+
+def _guard(inputs: Inputs, recording: Recording) -> InputGuard:
+    """What the inputs of the graph have to be like."""
+    found = iter(shapes(inputs, unread=recording.base.sizes_read is None))
+    given = [argument for argument in inputs.arguments if argument.is_input]
+    counted = [(argument, sum(1 for _ in iterate_tensors(argument.value))) for argument in given]
+    return InputGuard([make_rule(a.name, a.value, list(itertools.islice(found, count))) for a, count in counted])
 
 
 def _emit(model: nn.Module, session: Session, recording: Recording) -> tuple[TracedModel, str | None]:
