@@ -183,7 +183,9 @@ def compare_step(model: nn.Module, other: nn.Module, example: Any) -> str:
         assert_same(other_out, out)
         shared = gradients.keys() & other_gradients.keys()
         assert_same({n: other_gradients[n] for n in shared}, {n: gradients[n] for n in shared})
-        missing = [n for n in gradients.keys() - shared if gradients[n] is not None]
+        missing = [
+            names for names in _names(model) if gradients[names[0]] is not None and not shared.intersection(names)
+        ]
         assert not missing, f"no gradient for {missing}"
         assert_same(
             {n: b for n, b in other_after.items() if n in after}, {n: after[n] for n in other_after if n in after}
@@ -244,6 +246,14 @@ def _without_raising(check: Callable[[], str]) -> str:
         return check()
     except Exception as error:
         return _say(error)
+
+
+def _names(model: nn.Module) -> list[list[str]]:
+    """All names of every parameter; tied ones have several."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return list(found.values())
 
 
 def _say(error: BaseException) -> str:
