@@ -13,8 +13,9 @@ from math import prod
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from fxsplit._params import parameter_names, raw_parameter
+from fxsplit._params import parameter_names, raw_parameter, stored_parameter
 
 Shape = tuple[int, ...]
 
@@ -182,7 +183,11 @@ def _shape(node: Any) -> Shape | None:
 
 
 def _attribute(owner: fx.GraphModule, node: Any) -> nn.Parameter | None:
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "call_module" and isinstance(chain := owner.get_submodule(str(node.target)), ParametrizationList):
+        return stored_parameter(chain)
+    if node.op != "get_attr":
         return None
     path, _, name = str(node.target).rpartition(".")
     return raw_parameter(owner.get_submodule(path), name)

@@ -6,21 +6,38 @@ import re
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
-_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original\d*$")
+from fxsplit._parametrized import norm_hooks
+
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
 
 
 def plain_name(name: str) -> str:
-    """Undo the renaming by torch: ``'fc.parametrizations.weight.original'`` is ``'fc.weight'``."""
+    """Undo the renaming by torch: ``'fc.parametrizations.weight.original'`` is ``'fc.weight'``.
+
+    Where a weight is computed from several parameters, none of them can take its name.
+    """
     return _PARAMETRIZED.sub(r"\1\2", name)
 
 
 def raw_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
-    """The stored parameter behind ``module.<name>``, without computing its parametrization; None if there is none."""
+    """The stored parameter behind ``module.<name>``, without computing it; None if there is none.
+
+    Of several (the magnitude and the direction of weight_norm) it is the largest, which has the shape of the weight.
+    """
     parametrizations = getattr(module, "parametrizations", None)
     if isinstance(parametrizations, nn.ModuleDict) and name in parametrizations:
-        return getattr(parametrizations[name], "original", None)
+        return stored_parameter(parametrizations[name])
+    hooked = next((hook for hook in norm_hooks(module) if hook.name == name), None)
+    if hooked is not None:
+        return module._parameters[f"{name}_v" if isinstance(hooked, WeightNorm) else f"{name}_orig"]
     return module._parameters.get(name)
+
+
+def stored_parameter(chain: nn.Module) -> nn.Parameter | None:
+    """The largest of the parameters that a list of parametrizations computes from."""
+    return max(chain.parameters(recurse=False), key=lambda parameter: parameter.numel(), default=None)
 
 
 def parameter_names(root: nn.Module) -> dict[int, str]:

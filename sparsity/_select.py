@@ -15,6 +15,8 @@ from sparsity._errors import MaskError, near_matches
 
 Skip = Callable[[str, nn.Module, nn.Parameter], bool]
 
+COMPUTED = "computed from other parameters (a parametrization or weight normalisation)"
+
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -101,7 +103,7 @@ def maskable(model: nn.Module) -> Selection:
             path, weight = join(prefix, name), module._parameters.get(name)
             if weight is None:
                 if parametrize.is_parametrized(module, name) or vars(module).get(name) is not None:
-                    left[path] = "computed from other parameters (a parametrization or weight normalisation)"
+                    left[path] = COMPUTED
                 continue
             foreign = [site for site in owners[id(weight)] if site.name not in weight_names(site.module)]
             if foreign:
@@ -133,6 +135,8 @@ def select(model: nn.Module, skip: Iterable[str] | Skip = ()) -> Selection:
                     f"of this path.{near_matches(pattern, [*modules, *names])}"
                 )
         skipped = [c for c in found.chosen if any(matches(p, site.path) for p in patterns for site in c.sites)]
+        named = [path for path in found.left if any(matches(pattern, path) for pattern in patterns)]
+        found.left.update(dict.fromkeys(named, "skipped on request"))
     dense = {id(candidate) for candidate in skipped}
     return Selection(
         tuple(candidate for candidate in found.chosen if id(candidate) not in dense),

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sparsity._allocation import Allocation, allocate, check_sparsity
-from sparsity._errors import MaskError, NoEffectWarning, listed
+from sparsity._errors import MaskError, NoEffectWarning, SparsityWarning, listed
 from sparsity._masks import Mask, Masks, masked_sites, masks_of, own_class, unwrap
 from sparsity._seed import seeded
-from sparsity._select import Candidate, Skip, select, weight_names
+from sparsity._select import COMPUTED, Candidate, Selection, Skip, select, weight_names
 from sparsity._subset import random_subset
 
 
@@ -28,7 +28,9 @@ def sparsify(
 
     Masked are the weights of linear layers, convolutions, attention projections (``nn.MultiheadAttention``) and
     transformers' ``Conv1D``. Embeddings, biases, norms and bare parameters stay dense, and so does a weight that is
-    tied to one of them. Weights tied to each other share one mask. ``Masks.left`` tells what stayed dense and why.
+    tied to one of them. A weight that is computed from other parameters (weight_norm, spectral_norm and other
+    parametrizations) stays dense too, with a warning: zeros of what it is computed from need not be zeros of it.
+    Weights tied to each other share one mask. ``Masks.left`` tells what stayed dense and why.
 
     Each masked weight becomes a parametrization: the parameter object stays the same (an optimizer may exist already)
     and gets the name ``<module>.parametrizations.<name>.original``; its masked entries are set to zero, and their
@@ -82,11 +84,24 @@ def sparsify(
             stacklevel=2,
         )
         return present
+    _warn_of_computed(selection)
     shapes = {candidate.path: tuple(candidate.weight.shape) for candidate in selection.chosen}
     counts = allocate(shapes, sparsity, allocation)
     for candidate in selection.chosen:
         _attach(candidate, counts[candidate.path], seed)
     return masks_of(model)
+
+
+def _warn_of_computed(selection: Selection) -> None:
+    computed = [path for path, reason in selection.left.items() if reason == COMPUTED]
+    if computed:
+        warnings.warn(
+            f"{len(computed)} weights stay dense, because they are computed from other parameters: {listed(computed)}. "
+            "Remove their parametrizations (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm) to "
+            "mask them, or name them in skip.",
+            SparsityWarning,
+            stacklevel=3,
+        )
 
 
 def fold(model: nn.Module) -> nn.Module:

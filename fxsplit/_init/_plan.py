@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxsplit._init._computed import ComputedDraws
 from fxsplit._init._redraw import KEPT_CONSTANT, Draw, plan_redraw
 from fxsplit._init._replica import Replica, slots_of
 from fxsplit._init._rules import (
@@ -53,6 +54,7 @@ class Planner:
         self._replica = Replica(source, tensors) if len(self._redraw) < len(self._tensors) else None
         self._initialisers = model_initialisers(source)
         self._resets = self._replica.owned() if self._replica else {}
+        self._computed = ComputedDraws(self._replica, self._tensors) if self._replica else None
         self._untrained = _looks_untrained(source)
         self._constructed: set[str] = set()
 
@@ -62,6 +64,7 @@ class Planner:
         values: dict[int, Tensor] = {}
         if self._replica is not None:
             self._run_initialisers(self._replica, values, first)
+            self._draw_computed(values)
             self._run_resets(self._replica, values, first)
         for key, tensor in self._tensors.items():
             if key in values and self._repeats(key, values[key]):
@@ -99,6 +102,12 @@ class Planner:
         wanted = {slot.path: tensor for slot, tensor in slots_of(part) if id(tensor) in keys}
         made = values_of(construct_from_config(part), wanted, f"{type(part).__name__}(config)")
         return {id(wanted[name]): value for name, value in made.items()}
+
+    def _draw_computed(self, values: dict[int, Tensor]) -> None:
+        drawn = self._computed.draw(lambda key, value: self._accepts(key, value, RESET)) if self._computed else {}
+        for key, (value, rule) in drawn.items():
+            self.rule[key] = rule
+            values[key] = value
 
     def _run_resets(self, replica: Replica, values: dict[int, Tensor], first: bool) -> None:
         useful = {}

@@ -5,14 +5,14 @@ Whole-model initialisers run over such a copy at the price of the head alone: on
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fxsplit._errors import SplitError, near_matches
+from fxsplit._parametrized import copy_apart
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,16 @@ class Replica:
             if key in heads:
                 self._slots.setdefault(key, []).append(slot)
                 self._originals[key] = tensor
-        self.model: nn.Module = copy.deepcopy(source, memo)
+        self.model: nn.Module = copy_apart(source, memo)
         self._modules = dict(self.model.named_modules(remove_duplicate=False))
 
     def module(self, path: str) -> nn.Module:
         """Return the replica's module at ``path``."""
         return self._modules[path]
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every module of the replica with its first path."""
+        yield from self.model.named_modules()
 
     def fill(self, under: str | None = None) -> None:
         """Put fresh clones of the source's values into the head slots (all, or those of the subtree ``under``)."""
@@ -113,6 +117,10 @@ class Replica:
     def below(self, module: str) -> list[int]:
         """Return the keys of the head tensors in the subtree of ``module``."""
         return [key for key, slots in self._slots.items() if any(_inside(slot, module) for slot in slots)]
+
+    def at(self, paths: Collection[str]) -> list[int]:
+        """Return the keys of the head tensors that have one of ``paths``."""
+        return [key for key, slots in self._slots.items() if any(slot.path in paths for slot in slots)]
 
     def _put(self, key: int, value: Tensor) -> None:
         original = self._originals[key]

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def save(net: SplitModel, path: StrPath) -> None:
         path: File to write, usually ``*.safetensors``.
 
     Raises:
-        SpecError: If ``net`` is no split model, is on the meta device, or holds parametrizations other than masks.
+        SpecError: If ``net`` is no split model, is on the meta device, or holds parametrizations on top of masks.
 
     Example:
         >>> fxsplit.save(net, "net.safetensors")  # doctest: +SKIP
@@ -111,7 +112,7 @@ def load(
 def _collect(net: SplitModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
     sites: dict[str, MaskedSite] = {}
     masked: dict[str, dict[str, Any]] = {}
-    for site in masked_sites(net):
+    for site in masked_sites(net, _parametrized(net)):
         sites[site.original] = sites[site.mask] = site
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
@@ -144,6 +145,10 @@ def _collect(net: SplitModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "frozen": frozen,
     }
     return tensors, spec
+
+
+def _parametrized(net: SplitModel) -> list[str]:
+    return net.meta[SPEC].get("parametrized", [])
 
 
 def _own(tensor: Tensor, storages: set[int]) -> Tensor:
@@ -188,11 +193,13 @@ def _without_values(traced: TracedModel) -> TracedModel:
 
 
 def _attach_masks(net: SplitModel, paths: list[str]) -> None:
-    from sparsity import sparsify
+    from sparsity import SparsityWarning, sparsify
 
     wanted = set(paths)
-    sparsify(net, 0.0, skip=lambda path, module, parameter: path not in wanted)
-    missing = wanted - {site.path for site in masked_sites(net)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SparsityWarning)  # of weights without a mask, as they were saved
+        sparsify(net, 0.0, skip=lambda path, module, parameter: path not in wanted)
+    missing = wanted - {site.path for site in masked_sites(net, _parametrized(net))}
     if missing:
         raise SpecError(f"the file has masks for weights that can't have one here: {sorted(missing)}")
 

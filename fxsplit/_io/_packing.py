@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,26 +26,39 @@ class MaskedSite:
     name: str
 
 
-def masked_sites(net: nn.Module) -> Iterator[MaskedSite]:
+def masked_sites(net: nn.Module, parametrized: Collection[str]) -> Iterator[MaskedSite]:
     """Yield every weight whose parametrization holds a bool buffer called ``mask``.
 
+    Args:
+        net: The split model.
+        parametrized: Paths of the weights that had parametrizations when the model was split. These come with the
+            model, and what they compute from is stored like any other tensor.
+
     Raises:
-        SpecError: If a weight has a parametrization that is not a mask: its values can't be stored.
+        SpecError: If a weight got a parametrization later that is not a mask: the surgery would not repeat it.
     """
     for owner, module in net.named_modules(remove_duplicate=False):
         if not parametrize.is_parametrized(module):
             continue
         prefix = f"{owner}." if owner else ""
         for name, chain in module.parametrizations.items():  # type: ignore[union-attr,operator]
-            mask = getattr(chain[0], "mask", None)
-            if len(chain) != 1 or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            masks = [each for each in chain if _is_mask(each)]
+            if f"{prefix}{name}" in parametrized and not masks:
+                continue
+            if len(chain) != 1 or not masks:
                 kinds = ", ".join(type(each).__name__ for each in chain)
                 raise SpecError(
-                    f"'{prefix}{name}' is parametrized by {kinds}: only masks can be saved. Remove the others with "
+                    f"'{prefix}{name}' is parametrized by {kinds}: only masks can be saved, and what the model had "
+                    "before it was split. Parametrize the original model, or remove the others with "
                     "torch.nn.utils.parametrize.remove_parametrizations"
                 )
             stored = f"{prefix}parametrizations.{name}"
             yield MaskedSite(f"{prefix}{name}", f"{stored}.original", f"{stored}.0.mask", module, name)
+
+
+def _is_mask(parametrization: nn.Module) -> bool:
+    mask = getattr(parametrization, "mask", None)
+    return isinstance(mask, Tensor) and mask.dtype == torch.bool
 
 
 def pack(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from fxsplit._errors import ExportError
+from fxsplit._parametrized import parametrized_names, separate
 from fxsplit._trace._inputs import Argument, iterate_tensors, map_tensors
 
 
@@ -71,26 +72,27 @@ def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def fold_parametrizations(net: nn.Module) -> None:
     """Replace every parametrized weight (masks, weight norms) by the plain weight it stands for, in place.
 
+    A graph that reads such a weight without calling its module names the parametrization, which then stays.
+
     Raises:
         ExportError: If a parametrization can't be removed.
     """
+    separate(net)
+    called = {id(chain) for chain in _called_chains(net)}
     for path, module in list(net.named_modules()):
-        names = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+        names = [n for n in parametrized_names(module) if id(module.parametrizations[n]) not in called]  # type: ignore[index]
         try:
             with torch.no_grad():
                 for name in names:
-                    _own_class(module)
                     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"the weights of '{path}' can't be made plain ones: {error}") from error
 
 
-def _own_class(module: nn.Module) -> None:
-    """Give a parametrized module a class of its own.
-
-    torch keeps the property of a parametrized weight in a class that deep copies share: removing it from a copy would
-    take it from the original too.
-    """
-    shared = type(module)
-    members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
-    module.__class__ = type(shared.__name__, shared.__bases__, members)  # pyright: ignore
+def _called_chains(net: nn.Module) -> Iterator[nn.Module]:
+    """The lists of parametrizations that are nodes of a graph themselves."""
+    for module in net.modules():
+        if isinstance(module, fx.GraphModule):
+            targets = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+            called = (module.get_submodule(target) for target in targets)
+            yield from (chain for chain in called if isinstance(chain, parametrize.ParametrizationList))

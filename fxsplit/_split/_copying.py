@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from fxsplit._errors import SplitError
 from fxsplit._graph import fetch
+from fxsplit._parametrized import copy_apart
 
 Memo = dict[int, Any]
 
@@ -31,11 +31,11 @@ def copy_values(root: nn.Module, nodes: Iterable[fx.Node], memo: Memo) -> dict[s
 
 def _copied(value: Any, target: str, memo: Memo) -> Any:
     try:
-        return copy.deepcopy(value, memo)
+        return copy_apart(value, memo)
     except Exception as error:
         raise SplitError(
             f"{target!r} cannot be copied into a head: {type(error).__name__}: {error} "
-            "copy.deepcopy(model) has to work; undo weight_norm or other hooks that compute weights first."
+            "copy.deepcopy(model) has to work."
         ) from error
 
 

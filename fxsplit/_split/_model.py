@@ -13,6 +13,7 @@ from fxsplit._errors import SplitError
 from fxsplit._graph import keep_persistence
 from fxsplit._split._report import SplitReport
 
+from fxsplit._parametrized import hold_computed, settle_copy
 _STATE = "fxsplit_split"
 SPEC = "fxsplit_spec"
 
@@ -77,7 +78,9 @@ class SplitModel(fx.GraphModule):
         keep_persistence(copied, self)
         # fx calls every copy GraphModule when it is printed.
         for part in ("", "trunk", *(f"heads.{index}" for index in range(self.num_heads))):
+        hold_computed(self, memo)
             type(copied.get_submodule(part)).__name__ = type(self.get_submodule(part)).__name__
+        settle_copy(copied)
         return copied
 
     def __reduce__(self) -> Any:

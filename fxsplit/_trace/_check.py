@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from fxsplit._errors import TraceError, near_matches
+from fxsplit._params import find_masks
 from fxsplit._trace._model import TracedModel
 
 _RESERVED = ("graph", "code", "meta", *(name for name in vars(TracedModel) if not name.startswith("_")))
@@ -47,14 +47,14 @@ def _check_parts(model: nn.Module) -> None:
             raise TraceError(
                 f"{where} was compiled in place by its compile(). Trace it before, and compile the result."
             )
-        if parametrize.is_parametrized(module):
-            raise TraceError(
-                f"{where} is parametrized. Call torch.nn.utils.parametrize.remove_parametrizations on it first; masks "
-                "belong on the split model."
-            )
         for name in module._modules if not path else ():
             if name in _RESERVED:
                 raise TraceError(f"the model has a submodule {name!r}, a name that traced models use. Rename it.")
+    for name in find_masks(model):
+        raise TraceError(
+            f"{name!r} carries a mask. Fold the masks first (sparsity.fold, or "
+            "torch.nn.utils.parametrize.remove_parametrizations); masks belong on the split model."
+        )
     devices: dict[torch.device, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from fxsplit._parametrized import own_children, parametrized_names, unparametrized_class
 
 _CONTAINERS = (
     nn.Sequential,
@@ -31,16 +34,21 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether the default rules keep ``module`` whole.
 
     Leaves are modules of torch.nn that are not containers, subclasses of linear, convolution, norm and embedding
-    layers, modules without children, and modules that own parameters while their children own none.
+    layers, modules without children, and modules that own parameters while their children own none. Parametrizations
+    are part of the module whose parameters they compute; where another module reads such a parameter, the list of its
+    parametrizations is a leaf.
     """
+    if isinstance(module, ParametrizationList):
+        return True
     if isinstance(module, _CONTAINERS):
         return False
-    if type(module).__module__.startswith("torch.nn.") or isinstance(module, _LEAF_CLASSES):
+    if unparametrized_class(module).__module__.startswith("torch.nn.") or isinstance(module, _LEAF_CLASSES):
         return True
-    if not any(True for _ in module.children()):
+    children = list(own_children(module))
+    if not children:
         return True
-    owns = any(True for _ in module.parameters(recurse=False))
-    return owns and not any(True for child in module.children() for _ in child.parameters())
+    owns = any(True for _ in module.parameters(recurse=False)) or bool(parametrized_names(module))
+    return owns and not any(True for child in children for _ in child.parameters())
 
 
 def is_large(root: nn.Module, path: str) -> bool:

@@ -12,6 +12,7 @@ from fxsplit._errors import TraceError
 from fxsplit._graph import keep_persistence
 from fxsplit._trace._inputs import Example
 from fxsplit._trace._report import TraceReport
+from fxsplit._parametrized import hold_computed, settle_copy
 
 META_KEY = "fxsplit"
 
@@ -38,7 +39,10 @@ class TracedModel(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModel:
         copied = cast(TracedModel, super().__deepcopy__(memo))
         keep_persistence(copied, self)
+        hold_computed(self, memo)
         return copied
+        settle_copy(copied)
+        mark_containers(copied)
 
     def __reduce__(self) -> Any:
         # fx would trace the code again when it is unpickled, and lose everything but the graph.

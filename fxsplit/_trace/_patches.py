@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrize
 
 
 class Listener(Protocol):
@@ -23,6 +24,20 @@ class Listener(Protocol):
 
     def hook_saved_tensors(self) -> None:
         """Hooks on saved tensors are installed: gradient checkpointing or offloading."""
+
+
+@contextmanager
+def uncached_weights() -> Iterator[bool]:
+    """Compute parametrized weights anew, also inside ``parametrize.cached()``; yields whether they were cached.
+
+    A cached weight may have been computed before the recording, or inside a leaf, where no graph can get it from.
+    """
+    cache = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield bool(cache[0])
+    finally:
+        parametrize._cache_enabled, parametrize._cache = cache
 
 
 @contextmanager
@@ -52,7 +67,8 @@ def patched(listener: Listener) -> Iterator[None]:
     torch.autograd.Function.apply = classmethod(apply_function)  # type: ignore[assignment]
     saved_tensors_hooks.__enter__ = enter_hooks
     try:
-        yield
+        with uncached_weights():
+            yield
     finally:
         nn.Module.__call__ = call
         torch.autograd.Function.apply = apply

@@ -188,6 +188,7 @@ def test_only_bool_masks_count_as_masks() -> None:
 
 def test_plain_names() -> None:
     assert plain_name("a.b.parametrizations.weight.original") == "a.b.weight"
-    assert plain_name("parametrizations.weight.original0") == "weight"
+    assert plain_name("parametrizations.weight.original") == "weight"
+    assert plain_name("parametrizations.weight.original0") == "parametrizations.weight.original0"
     assert plain_name("a.weight") == "a.weight"
     assert raw_parameter(nn.ReLU(), "weight") is None

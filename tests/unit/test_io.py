@@ -323,7 +323,8 @@ def test_what_cannot_be_saved(tmp_path):
     net: Any = make(0.0)
     nn.utils.parametrizations.weight_norm(net.trunk.stem)
     with pytest.raises(
-        SpecError, match=r"'trunk\.stem\.weight' is parametrized by _WeightNorm: only masks can be saved"
+        SpecError,
+        match=r"'trunk\.stem\.weight' is parametrized by _WeightNorm: only masks can be saved, and what the model",
     ):
         save(net, tmp_path / "net")
     with pytest.raises(SpecError, match="is on the meta device"):

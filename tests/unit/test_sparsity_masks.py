@@ -232,9 +232,16 @@ def test_reused_module_has_one_mask():
 
 @pytest.mark.parametrize("normalise", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_computed_weight_stays_dense_and_is_reported(normalise):
-    masks = sparsity.sparsify(nn.Sequential(nn.Linear(4, 4), normalise(nn.Linear(4, 4))), 0.5)
+    net = nn.Sequential(nn.Linear(4, 4), normalise(nn.Linear(4, 4)))
+    with pytest.warns(sparsity.SparsityWarning, match=r"1 weights stay dense, .*: '1.weight'.*name them in skip"):
+        masks = sparsity.sparsify(net, 0.5)
     assert list(masks) == ["0.weight"]
     assert "computed from other parameters" in masks.left["1.weight"]
+
+
+def test_computed_weights_that_are_skipped_need_no_warning():
+    net = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 4)))
+    assert list(sparsity.sparsify(net, 0.5, skip=["1"])) == ["0.weight"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sparsity
 from fxsplit._errors import TraceError
 from fxsplit._trace import trace
 from tests.checks import assert_same, assert_unchanged, snapshot
@@ -158,9 +159,10 @@ def test_graphs() -> None:
     refused(trace(nn.Linear(4, 4), X), X, r"Linear is a graph already \(a TracedModel\)")
 
 
-def test_parametrized_modules() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
-    refused(net, X, "module '1'.*is parametrized.*remove_parametrizations")
+def test_masked_modules() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    sparsity.sparsify(net, 0.5, skip=["0"])
+    refused(net, X, r"'1.weight' carries a mask.*sparsity.fold.*masks belong on the split model")
 
 
 def test_several_devices() -> None:
