@@ -8,12 +8,15 @@ from typing import Any, cast
 
 from torch import fx, nn
 
+from fxsplit._arguments import NamedInputs, with_named_inputs
+from fxsplit._containers import mark_containers
 from fxsplit._cuts._find import Cut
 from fxsplit._errors import SplitError
 from fxsplit._graph import keep_persistence
-from fxsplit._split._report import SplitReport
-
 from fxsplit._parametrized import hold_computed, settle_copy
+from fxsplit._split._report import SplitReport
+from fxsplit._split._source import Source
+
 _STATE = "fxsplit_split"
 SPEC = "fxsplit_spec"
 
@@ -27,9 +30,10 @@ class SplitState:
     report: SplitReport
     origin: dict[str, str]
     source_summary: Any
+    source: Source
 
 
-class SplitModel(fx.GraphModule):
+class SplitModel(NamedInputs):
     """Placeholders -> ``trunk`` -> ``heads.0`` ... ``heads.M-1`` -> ``vote`` -> output.
 
     Calling it returns what the original model returned, voted over the heads. Made by `fxsplit.split`; trunk and heads
@@ -62,6 +66,7 @@ class SplitModel(fx.GraphModule):
         net.heads = root.heads
         net.training = net.heads.training = vote.training = training
         net.meta[_STATE], net.meta[SPEC] = state, spec
+        mark_containers(net)
         net._bind()
         return net
 
@@ -73,14 +78,15 @@ class SplitModel(fx.GraphModule):
         type(self)._run_heads = namespace["forward"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SplitModel:
+        hold_computed(self, memo)
         copied = cast(SplitModel, super().__deepcopy__(memo))
+        settle_copy(copied)
         copied._bind()
+        mark_containers(copied)
         keep_persistence(copied, self)
         # fx calls every copy GraphModule when it is printed.
         for part in ("", "trunk", *(f"heads.{index}" for index in range(self.num_heads))):
-        hold_computed(self, memo)
             type(copied.get_submodule(part)).__name__ = type(self.get_submodule(part)).__name__
-        settle_copy(copied)
         return copied
 
     def __reduce__(self) -> Any:
@@ -104,7 +110,7 @@ class SplitModel(fx.GraphModule):
         Returns:
             M outputs. What the trunk computes for the output is the same object in all of them.
         """
-        return self._run_heads(*args, **kwargs)
+        return with_named_inputs(self._run_heads, self.forward, args, kwargs)
 
     @property
     def num_heads(self) -> int:
@@ -127,6 +133,21 @@ class SplitModel(fx.GraphModule):
         return self._state.origin
 
     @property
+    def source(self) -> Source:
+        """Description of the original model: its class, configuration and names of tensors."""
+        return self._state.source
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the original transformers model, a copy without key-value cache; others have none."""
+        return _present(self._state.source.config, "config")
+
+    @property
+    def generation_config(self) -> Any:
+        """Defaults for generation of the original transformers model; others have none."""
+        return _present(self._state.source.generation_config, "generation_config")
+
+    @property
     def source_summary(self) -> Any:
         """Size and cost of the original model, for comparison."""
         return self._state.source_summary
@@ -135,3 +156,9 @@ class SplitModel(fx.GraphModule):
         from fxsplit._draw._drawing import mimebundle
 
         return mimebundle(self, include, exclude)
+
+
+def _present(value: Any, name: str) -> Any:
+    if value is None:
+        raise AttributeError(f"The original model has no {name}.")
+    return value

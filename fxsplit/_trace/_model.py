@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import nn
 
+from fxsplit._arguments import NamedInputs
+from fxsplit._containers import mark_containers
 from fxsplit._errors import TraceError
 from fxsplit._graph import keep_persistence
+from fxsplit._parametrized import hold_computed, settle_copy
 from fxsplit._trace._inputs import Example
 from fxsplit._trace._report import TraceReport
-from fxsplit._parametrized import hold_computed, settle_copy
 
 META_KEY = "fxsplit"
 
@@ -29,7 +31,7 @@ class Provenance:
         return self
 
 
-class TracedModel(fx.GraphModule):
+class TracedModel(NamedInputs):
     """A flat graph of a model whose submodules keep their original paths.
 
     The submodules and parameters are the model's own, as in torch.fx: training one trains the other. Copy with
@@ -37,12 +39,12 @@ class TracedModel(fx.GraphModule):
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModel:
-        copied = cast(TracedModel, super().__deepcopy__(memo))
-        keep_persistence(copied, self)
         hold_computed(self, memo)
-        return copied
+        copied = cast(TracedModel, super().__deepcopy__(memo))
         settle_copy(copied)
         mark_containers(copied)
+        keep_persistence(copied, self)
+        return copied
 
     def __reduce__(self) -> Any:
         # fx would trace the code again when it is unpickled, and lose everything but the graph.
