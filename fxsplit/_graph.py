@@ -70,6 +70,8 @@ def is_container(node: fx.Node) -> bool:
     """Whether a node's value is a tuple, list, dict or object that later nodes take tensors out of."""
     if is_tensor(node) or is_size(node):
         return False
+    if node.meta.get("container"):
+        return True
     return any(
         is_getter(user) and user.args[0] is node and (is_tensor(user) or is_container(user)) for user in node.users
     )

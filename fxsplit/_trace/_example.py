@@ -11,12 +11,15 @@ from torch import nn
 
 from fxsplit._errors import TraceError
 from fxsplit._trace._inputs import Argument, Example
+from fxsplit._trace._shadow import with_value
 
 _BATCH = 2
 _LENGTH = 8
 _TARGET_LENGTH = 6
 _IMAGE = 224
 _FIRST_TOKEN = 3
+# Arguments that switch it off, and what asks for it in a configuration.
+_KEPT_FROM_CALL_TO_CALL = {"use_cache": ("use_cache",), "use_mems": ("use_mems_eval", "use_mems_train")}
 
 
 def infer_examples(model: nn.Module) -> list[Example]:
@@ -42,12 +45,23 @@ def infer_example(model: nn.Module) -> Example:
 
 
 def complete(model: nn.Module, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
-    """Switch off the key-value cache of transformers models: a graph cannot hand out cache objects."""
-    wants_cache = getattr(getattr(model, "config", None), "use_cache", False) is True
-    takes_it = "use_cache" in inspect.signature(model.forward).parameters
-    if not wants_cache or not takes_it or any(argument.name == "use_cache" for argument in arguments):
-        return arguments
-    return (*arguments, Argument("use_cache", False, keyword=True))
+    """Switch off what transformers models hand from call to call: a graph cannot hand out cache objects."""
+    parameters = inspect.signature(model.forward).parameters
+    given = {argument.name for argument in arguments}
+    # Models made of several hand keyword arguments on to the one that has the cache.
+    handed_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    added = [
+        Argument(name, False, keyword=True)
+        for name, flags in _KEPT_FROM_CALL_TO_CALL.items()
+        if name not in given and (name in parameters or handed_on) and _switched_on(model, flags)
+    ]
+    return (*arguments, *added)
+
+
+def _switched_on(model: nn.Module, flags: tuple[str, ...]) -> bool:
+    config = getattr(model, "config", None)
+    configs = [config, *(part for part in getattr(config, "__dict__", {}).values() if hasattr(part, "to_dict"))]
+    return any(getattr(part, flag, None) is True for part in configs for flag in flags)
 
 
 def _mro_libraries(model: nn.Module) -> list[str]:
@@ -102,21 +116,30 @@ def _transformers(model: nn.Module) -> list[Example]:
     limit = getattr(text, "max_position_embeddings", None) or _LENGTH
     example = {"input_ids": _tokens(text, min(_LENGTH, limit), device)}
     if "attention_mask" in names:
-        example["attention_mask"] = torch.ones_like(example["input_ids"])
-        if not example["attention_mask"].is_meta:
-            example["attention_mask"][0, -2:] = 0
+        mask = torch.ones(example["input_ids"].shape, dtype=torch.long)
+        mask[0, -2:] = 0
+        example["attention_mask"] = _on(device, mask)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
         example["decoder_input_ids"] = _tokens(text, min(_TARGET_LENGTH, limit), device)
     return [((), example)]
 
 
-def _tokens(config: Any, length: int, device: torch.device | None) -> torch.Tensor:
+def ordinary_tokens(config: Any) -> list[int]:
+    """Ids that stand for nothing special."""
     vocabulary = int(getattr(config, "vocab_size", 2))
-    generator = torch.Generator().manual_seed(0)
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
-    ordinary = [token for token in range(min(_FIRST_TOKEN, vocabulary - 1), vocabulary) if token not in special]
-    choice = torch.randint(len(ordinary), (_BATCH, length), generator=generator)
-    return torch.tensor(ordinary)[choice].to(device)
+    return [token for token in range(min(_FIRST_TOKEN, vocabulary - 1), vocabulary) if token not in special]
+
+
+def _tokens(config: Any, length: int, device: torch.device | None) -> torch.Tensor:
+    ordinary = ordinary_tokens(config)
+    choice = torch.randint(len(ordinary), (_BATCH, length), generator=torch.Generator().manual_seed(0))
+    return _on(device, torch.tensor(ordinary)[choice])
+
+
+def _on(device: torch.device | None, value: torch.Tensor) -> torch.Tensor:
+    """On the meta device, where models read masks too, the values stay known."""
+    return with_value(value) if device is not None and device.type == "meta" else value.to(device)
 
 
 _MAKERS: dict[str, Callable[[nn.Module], list[Example]]] = {

@@ -14,11 +14,13 @@ from fxsplit._parametrized import parametrized_tensors
 from fxsplit._trace._align import Mismatch
 from fxsplit._trace._calls import as_node, is_random, reads_data, reads_size, replaces_data
 from fxsplit._trace._flopcount import FlopCounter
+from fxsplit._trace._fold import fold_containers
 from fxsplit._trace._model import FunctionLeaf
 from fxsplit._trace._objects import Opaque, convert, has_tensors, rebuild_output, tensors_in
 from fxsplit._trace._patches import patched, uncached_weights
 from fxsplit._trace._preserve import RandomWatch
 from fxsplit._trace._records import Guard, Origin, Record, Ref
+from fxsplit._trace._shadow import shadowing
 from fxsplit._trace._tape import Tape
 
 _REENTRANT_CHECKPOINT = "CheckpointFunction"
@@ -87,10 +89,12 @@ class Recorder(TorchFunctionMode):
         """Run the model on ``args`` and ``kwargs``; ``inputs`` names their values that become placeholders."""
         for name, value in inputs.items():
             self.inputs += self._tape.add_input(name, value)
-        with patched(self), torch.enable_grad(), self._counter or nullcontext(), self:
+        counting = self._counter or nullcontext()
+        with patched(self), torch.enable_grad(), counting, shadowing(self._model), self:
             result = self._model(*args, **kwargs)
             with self._silence():
                 self.output = rebuild_output(result, self._find_returned, self.dropped)
+        self._tape.records, self.output, self.inputs = fold_containers(self.records, self.output, self.inputs)
         # Several runs are kept until they are merged; their activations and autograd graphs need not be.
         self._tape.release()
         self.returned = [tensor.detach() for tensor in self.returned]

@@ -54,6 +54,8 @@ class Record:
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     storage: int | None = None
+    length: int | None = None  # of a list or tuple
+    whole: bool = False  # it is used as a container, without taking items out
     flops: int = 0
 
     @property

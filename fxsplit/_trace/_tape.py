@@ -122,6 +122,8 @@ class Tape:
         if not has_tensors(out):
             return out
         self._known[id(out)] = (out, ref)
+        if isinstance(out, (list, tuple)):
+            self.records[ref.index].length = len(out)
         return rebind(out, lambda getter, key, value: self._bind_part(ref, getter, key, value))
 
     def origin_of(self, tensor: torch.Tensor) -> Origin:

@@ -352,10 +352,18 @@ def build(name: str) -> nn.Module:
     cls_name, options = next(models[name] for models in _KINDS.values() if name in models)
     cls: Any = getattr(transformers, cls_name)
     config_class: Any = getattr(transformers, _CONFIG_CLASSES[name]) if name in _CONFIG_CLASSES else cls.config_class
-    config = config_class(**options)
-    config.use_cache = False
+    config = without_memory(config_class(**options))
     torch.manual_seed(0)
     return cls(config).eval()
+
+
+def without_memory(config: Any) -> Any:
+    """Switch off what a model returns for its next call, like a key-value cache: no graph holds it."""
+    for part in (config, *vars(config).values()):
+        for flag in ("use_cache", "use_mems_eval", "use_mems_train"):
+            if getattr(part, flag, None) is True:
+                setattr(part, flag, False)
+    return config
 
 
 def feed(name: str, batch: int, length: int = _LENGTH) -> dict[str, Tensor]:
