@@ -12,17 +12,21 @@ from fxsplit._errors import (
     ExportError,
     FxSplitError,
     FxSplitWarning,
+    InputError,
     NoEffectWarning,
     SpecError,
     SplitError,
     TraceError,
 )
 from fxsplit._flops import layer_flops
+from fxsplit._generate import as_generator, generate
 from fxsplit._head_loss import head_loss
+from fxsplit._hooks import hook_block
 from fxsplit._io._file import load, save
 from fxsplit._networkx import to_networkx
 from fxsplit._neurotrailify import neurotrailify
 from fxsplit._onnx._export import OnnxReport, export_onnx
+from fxsplit._pretrained import LoadReport, head_state_dict, load_pretrained
 from fxsplit._split._model import SplitModel
 from fxsplit._split._report import SplitReport
 from fxsplit._split._surgery import split
@@ -42,6 +46,8 @@ __all__ = [
     "ExportError",
     "FxSplitError",
     "FxSplitWarning",
+    "InputError",
+    "LoadReport",
     "MeanVote",
     "NoEffectWarning",
     "OnnxReport",
@@ -55,12 +61,17 @@ __all__ = [
     "TraceReport",
     "TracedModel",
     "__version__",
+    "as_generator",
     "draw",
     "export_onnx",
     "find_cuts",
+    "generate",
     "head_loss",
+    "head_state_dict",
+    "hook_block",
     "layer_flops",
     "load",
+    "load_pretrained",
     "neurotrailify",
     "save",
     "split",

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, Seq2SeqLMOutput
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from fxsplit._errors import InputError, SpecError
 from fxsplit._generator_inputs import complete_inputs, same, text_first
@@ -130,6 +130,5 @@ def build_generator(net: nn.Module, graph: fx.GraphModule) -> PreTrainedModel:
             inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
         ]
     )
-    return type(
-        NetForGeneration.__name__, (NetForGeneration,), {"forward": forward, "__doc__": NetForGeneration.__doc__}
-    )(net, names, source)
+    members = {"forward": forward, "__doc__": NetForGeneration.__doc__}
+    return type(NetForGeneration.__name__, (NetForGeneration,), members)(net, names, source)

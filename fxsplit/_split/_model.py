@@ -16,6 +16,7 @@ from fxsplit._graph import keep_persistence
 from fxsplit._parametrized import hold_computed, settle_copy
 from fxsplit._split._report import SplitReport
 from fxsplit._split._source import Source
+from fxsplit._tied_state import give_own_memory
 
 _STATE = "fxsplit_split"
 SPEC = "fxsplit_spec"
@@ -111,6 +112,16 @@ class SplitModel(NamedInputs):
             M outputs. What the trunk computes for the output is the same object in all of them.
         """
         return with_named_inputs(self._run_heads, self.forward, args, kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As for any module, but entries of tied weights are copies, so that safetensors (HF Trainer) can store them.
+
+        With ``keep_vars=True`` they are the parameters themselves.
+        """
+        state = super().state_dict(*args, **kwargs)
+        if not kwargs.get("keep_vars", False):
+            give_own_memory(self, state, kwargs.get("prefix", ""))
+        return state
 
     @property
     def num_heads(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxsplit._containers import mark_container
 from fxsplit._errors import TraceError
 from fxsplit._graph import keep_persistence
 from fxsplit._trace._dtypes import DtypeOf
@@ -49,6 +50,7 @@ def emit(program: Program, model: nn.Module) -> TracedModel:
         if original is not module:
             # Containers are new, empty modules; leaves are the model's own.
             module.training = original.training
+            mark_container(module)
     keep_persistence(traced, model)
     return traced
 
@@ -120,6 +122,8 @@ class _Writer:
 
     def _describe(self, node: fx.Node, record: Record, flops: int | None = None) -> fx.Node:
         node.meta["path"] = record.path
+        if record.whole:
+            node.meta["container"] = True
         node.meta["modules"] = record.modules
         node.meta["shape"] = record.shape
         node.meta["dtype"] = record.dtype
