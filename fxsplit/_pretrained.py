@@ -200,7 +200,7 @@ def _slots(net: SplitModel, part: nn.Module) -> Iterator[Slot]:
 
 
 def _added(part: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[str, str, tuple[nn.Module, ...]]]:
-    """Parametrizations that the original doesn't have: ``(path of the module with a dot, name of the weight, chain)``."""
+    """Parametrizations that the original doesn't have: ``(path of the module and a dot, name of the weight, chain)``."""
     for path, module in part.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         if parametrize.is_parametrized(module):
@@ -219,8 +219,8 @@ def _plain_name(name: str, names: Mapping[str, str]) -> str:
 def _refusal(net: SplitModel, report: LoadReport) -> str:
     hint = near_matches(report.unexpected[0], report.missing) if report.unexpected and report.missing else ""
     return (
-        f"the state dict is not one of {net.source.name}, nothing was loaded: {report}.{hint} Give the state dict of the "
-        "original model, or load what fits with strict=False."
+        f"the state dict is not one of {net.source.name}, nothing was loaded: {report}.{hint} Give the state dict of "
+        "the original model, or load what fits with strict=False."
     )
 
 
