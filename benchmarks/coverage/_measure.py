@@ -44,6 +44,7 @@ class Outcome:
     """Everything about one model, as plain data. ``'exact'`` and counts are results; other strings say what went wrong.
 
     Attributes:
+        runs: Whether the model itself can be built and run with the inputs made for it.
         eval: By batch size: ``'exact'``, ``'rejected by the model'`` or how it differs.
         train: Outputs, gradients and buffers of one step: ``'exact'``, ``'reported: ...'`` where the report says so.
         cuts: Block cuts of the model; ``tried`` and ``split`` of them, each with three copied heads that are the model.
@@ -54,6 +55,7 @@ class Outcome:
     name: str
     family: str
     real: bool
+    runs: bool = False
     parameters: int = 0
     flops: int = 0
     nodes: int = 0
@@ -77,10 +79,12 @@ def measure(entry: Entry, plan: Plan) -> Outcome:
     outcome = Outcome(entry.zoo, entry.name, entry.family, plan.real)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        with torch.device("cpu" if plan.real else "meta"):
-            model = entry.build().eval()
-        inputs = entry.inputs(model)
+        try:
+            model, inputs = _build(entry, plan)
+        except Exception as error:
+            outcome.error = _say(error)
+            return outcome
+        outcome.runs = True
         outcome.parameters = sum(p.numel() for p in model.parameters())
         traced = _trace(outcome, model, inputs)
         if traced is not None:
@@ -88,6 +92,17 @@ def measure(entry: Entry, plan: Plan) -> Outcome:
         for name in plan.rivals:
             outcome.rivals[name] = _rival(model, inputs, RIVALS[name], plan.real)
     return outcome
+
+
+def _build(entry: Entry, plan: Plan) -> tuple[nn.Module, Inputs]:
+    torch.manual_seed(0)
+    with torch.device("cpu" if plan.real else "meta"):
+        model = entry.build().eval()
+    inputs = entry.inputs(model)
+    if plan.real:
+        with torch.no_grad():
+            call(model, inputs(_TRACED_AT))
+    return model, inputs
 
 
 def _trace(outcome: Outcome, model: nn.Module, inputs: Inputs) -> TracedModel | None:

@@ -20,7 +20,7 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for zoo in dict.fromkeys(row["zoo"] for row in rows):
         for real in (True, False):
-            chosen = [row for row in rows if row["zoo"] == zoo and row["real"] == real]
+            chosen = [row for row in rows if row["zoo"] == zoo and row["real"] == real and row["runs"]]
             if chosen:
                 lines.append(_line(zoo, real, chosen))
                 lines += _rival_lines(zoo, real, chosen)
@@ -32,6 +32,9 @@ def failures(rows: Iterable[Row]) -> list[str]:
     found: list[str] = []
     for row in rows:
         name = f"{row['zoo']}/{row['name']} ({'real' if row['real'] else 'meta'})"
+        if not row["runs"]:
+            found.append(f"{name}: does not run by itself: {row['error']}")
+            continue
         if not row["traced"]:
             found.append(f"{name}: not traced: {row['error']}")
             continue

@@ -26,10 +26,17 @@ def _transformers() -> list[Entry]:
     return transformers_entries()
 
 
+def _others() -> list[Entry]:
+    from tests.zoo.catalogue.shrunk import shrunk_entries
+
+    return shrunk_entries()
+
+
 ZOOS: dict[str, Callable[[], list[Entry]]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "transformers": _transformers,
+    "others": _others,
 }
 
 

@@ -420,4 +420,6 @@ def _ends(ids: Tensor) -> dict[str, Tensor]:
 
 def _around_image(ids: Tensor) -> dict[str, Tensor]:
     ids[:, 1:17] = _IMAGE_TOKEN
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
