@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
+from torch.distributed import HashStore  # pyright: ignore
 from torch.nn.parallel import DistributedDataParallel
 
 import fxsplit
@@ -309,7 +310,7 @@ def test_gpt2_in_parallel_and_compiled() -> None:
     wanted = fxsplit.generate(net, ids, mask, max_new_tokens=4)
     compiled: Any = torch.compile(net, backend="eager", dynamic=True)
     assert torch.equal(fxsplit.generate(compiled, ids, mask, max_new_tokens=4), wanted)
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=HashStore())
     try:
         parallel = DistributedDataParallel(net)
         assert torch.equal(fxsplit.generate(parallel, ids, mask, max_new_tokens=4), wanted)
