@@ -15,6 +15,7 @@ from torch import nn
 from fxsplit._errors import TraceError
 from fxsplit._trace._fit import BATCH, Sizes
 from fxsplit._trace._objects import has_tensors, is_plain
+from fxsplit._trace._shadow import with_value
 
 MASK_SUFFIX = "attention_mask"
 LENGTH = "length"
@@ -43,12 +44,16 @@ def as_example(example: Any) -> Example:
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of forward: its name, whether it is passed by keyword, and whether it is as long as the target."""
+    """One argument of forward: its name, whether it is passed by keyword, and whether it is as long as the target.
+
+    With ``meta``, the model wants it on the meta device, whatever values it has here.
+    """
 
     name: str
     value: Any
     keyword: bool
     decoded: bool = False
+    meta: bool = False
 
     @property
     def is_input(self) -> bool:
@@ -107,11 +112,11 @@ class Inputs:
         inputs: dict[str, Any] = {}
         for argument in self.arguments:
 
-            def resize(tensor: torch.Tensor, name: str = argument.name) -> torch.Tensor:
+            def resize(tensor: torch.Tensor, argument: Argument = argument) -> torch.Tensor:
                 dims = self.dims.get(next(count), {})
-                return _pad_one_row(
-                    name, _resized(tensor, {d: sizes[symbol] for d, symbol in dims.items() if symbol in sizes})
-                )
+                wanted = {dim: sizes[symbol] for dim, symbol in dims.items() if symbol in sizes}
+                made = _pad_one_row(argument.name, _resized(tensor, wanted))
+                return with_value(made) if argument.meta and not made.is_meta else made
 
             value = map_tensors(argument.value, resize) if argument.is_input else argument.value
             if argument.is_input:

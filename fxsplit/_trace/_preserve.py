@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class Snapshot:
         self._attributes = [dict(module.__dict__) for module in self._modules]
         self._buffers = {id(module): dict(module._buffers) for module in self._modules}
         self._containers = [
-            (value, value.copy())
+            # Most are empty registries of hooks.
+            (value, value.copy() if value else ())
             for attributes in self._attributes
             for value in attributes.values()
             if type(value) in _COPIED
@@ -50,6 +51,11 @@ class Snapshot:
             if parameter is not None:
                 self._keep(parameter)
 
+    @property
+    def watches(self) -> bool:
+        """Whether there are parameters that could be written."""
+        return bool(self._parameters)
+
     def has_other_buffers(self, module: nn.Module) -> bool:
         """Whether the module's registered buffers are other tensors than they were."""
         before, now = self._buffers[id(module)], module._buffers
@@ -61,6 +67,8 @@ class Snapshot:
             module.__dict__.clear()
             module.__dict__.update(attributes)
         for container, before in self._containers:
+            if not container and not before:
+                continue
             if isinstance(container, list):
                 container[:] = before
             else:
@@ -109,7 +117,7 @@ def preserved(model: nn.Module, *, attributes: bool = True) -> Iterator[Snapshot
     snapshot = Snapshot(model)
     with random_state_kept():
         try:
-            with _WriteWatch(snapshot):
+            with _WriteWatch(snapshot) if snapshot.watches else nullcontext():
                 yield snapshot
         finally:
             if attributes:

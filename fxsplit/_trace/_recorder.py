@@ -19,8 +19,9 @@ from fxsplit._trace._model import FunctionLeaf
 from fxsplit._trace._objects import Opaque, convert, has_tensors, rebuild_output, tensors_in
 from fxsplit._trace._patches import patched, uncached_weights
 from fxsplit._trace._preserve import RandomWatch
+from fxsplit._trace._ragged import SizeRead
 from fxsplit._trace._records import Guard, Origin, Record, Ref
-from fxsplit._trace._shadow import shadowing
+from fxsplit._trace._shadow import runner
 from fxsplit._trace._tape import Tape
 
 _REENTRANT_CHECKPOINT = "CheckpointFunction"
@@ -39,6 +40,7 @@ class Recorder(TorchFunctionMode):
         raised_in: the innermost module that raised.
         dropped: what is not part of the graph.
         sizes_read: where sizes of a tensor were first read, or decided on a number of results.
+        size_reads: which sizes of recorded tensors Python read.
         dtype_read: whether Python read the dtype of a tensor.
     """
 
@@ -64,12 +66,14 @@ class Recorder(TorchFunctionMode):
         self.dropped: list[str] = []
         self.sizes_read: str | None = None
         self.dtype_read = False
+        self.size_reads: list[SizeRead] = []
         self.functions: dict[str, FunctionLeaf] = {}
         self._model = model
         self._is_leaf = is_leaf
         self._counter = counter
         self._tape = Tape(model, counter, RandomWatch(model) if watch_random else None, cached)
         self._silent = 0
+        self._run = runner(model)
         self._paths = {id(module): path for path, module in model.named_modules()}
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")
         self._device = "cpu" if device == "meta" else device  # the meta device has no autocast
@@ -89,8 +93,7 @@ class Recorder(TorchFunctionMode):
         """Run the model on ``args`` and ``kwargs``; ``inputs`` names their values that become placeholders."""
         for name, value in inputs.items():
             self.inputs += self._tape.add_input(name, value)
-        counting = self._counter or nullcontext()
-        with patched(self), torch.enable_grad(), counting, shadowing(self._model), self:
+        with patched(self), torch.enable_grad(), self._counter or nullcontext(), self:
             result = self._model(*args, **kwargs)
             with self._silence():
                 self.output = rebuild_output(result, self._find_returned, self.dropped)
@@ -106,12 +109,12 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._silent:
-            return func(*args, **kwargs)
+            return self._run(func, args, kwargs)
         given = _Versions(tensors_in((args, kwargs)))
         self._tape.forget_flops()
         if self._in_autocast() != self._autocast:
             self._fail("it switches autocast on or off")
-        out = func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
         written = given.changed()
         if not written and not has_tensors(out):
             self._note_read(func, args, out)
@@ -244,6 +247,9 @@ class Recorder(TorchFunctionMode):
             return
         if self.sizes_read is None and reads_size(func, out):
             self.sizes_read = self._tape.path or "the model itself"
+        index = self._tape.index_of(args[0])
+        if index is not None and reads_size(func, out):
+            self.size_reads.append(SizeRead(self._tape.path, index, out if isinstance(out, torch.Size) else (out,)))
         self.dtype_read |= isinstance(out, torch.dtype)
         origin = self._tape.origin_of(args[0]) if reads_data(func) else Origin.NOTHING
         if origin:

@@ -23,6 +23,7 @@ from fxsplit._trace._inputs import Inputs, fixed
 from fxsplit._trace._leaves import is_large, is_leaf
 from fxsplit._trace._merge import Merged, add_train_loosely, add_train_mode, differing_constants, merge_sizes
 from fxsplit._trace._preserve import preserved
+from fxsplit._trace._ragged import baked_sizes
 from fxsplit._trace._recorder import Recorder
 from fxsplit._trace._records import Guard, Origin
 from fxsplit._trace._report import TraceReport
@@ -193,11 +194,11 @@ class Session:
 
     def _around_leaves(self, path: str) -> str:
         """The innermost module at or around ``path`` that is not a leaf yet and gets called."""
-        modules = dict(self.model.named_modules())
-        while path and (
-            (path not in self.opened and self._is_leaf(modules[path], path))
-            or type(modules[path]).forward is nn.Module.forward
-        ):
+        while path:
+            module = self.model.get_submodule(path)
+            leaf = path not in self.opened and self._is_leaf(module, path)
+            if not leaf and type(module).forward is not nn.Module.forward:
+                break
             path = path.rpartition(".")[0]
         return path
 
@@ -206,6 +207,8 @@ class Session:
     def _merge(self, runs: list[Recorder], train: Recorder) -> tuple[Program, bool]:
         base = runs[0]
         merged = self._merged(runs, self.inputs.schedule())
+        recorded = [run.records for run in runs], [run.size_reads for run in runs]
+        self._keep_whole(baked_sizes(*recorded, self.inputs.schedule()))
         assumed = self._settle_sizes(merged.mismatches)
         if self.exact_train:
             self._settle_train(self._add_train(merged, base, train))

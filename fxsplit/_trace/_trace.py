@@ -25,6 +25,8 @@ from fxsplit._trace._model import META_KEY, Provenance, TracedModel
 from fxsplit._trace._preserve import preserved
 from fxsplit._trace._report import TraceReport
 from fxsplit._trace._session import Recording, Session
+from fxsplit._trace._shadow import shadowing
+from fxsplit._trace._values import prepared
 from fxsplit._trace._verify import difference
 
 
@@ -99,7 +101,7 @@ def _record(model: nn.Module, example: Any, leaves: frozenset[str]) -> TracedMod
 
 def _rehearse_any(model: nn.Module, candidates: list[Example], report: TraceReport) -> tuple[Example, Inputs]:
     """The first candidate that the model accepts; what it says about the first one if there is none."""
-    bound = [complete(model, bind(model, candidate)) for candidate in candidates]
+    bound = [prepared(model, complete(model, bind(model, candidate))) for candidate in candidates]
     refusals: list[TraceError] = []
     for candidate, arguments in zip(candidates, bound, strict=True):
         found = _rehearse(model, arguments, report)
@@ -135,7 +137,7 @@ def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceRe
 def _refusal(model: nn.Module, inputs: Inputs) -> Exception | None:
     """Run the model at the largest sizes and return what it raises."""
     args, kwargs, _ = inputs.make(inputs.largest())
-    with preserved(model, attributes=False), torch.no_grad():
+    with preserved(model, attributes=False), torch.no_grad(), shadowing(model):
         model.eval()
         seed_everything()
         try:

@@ -13,6 +13,7 @@ from fxsplit._trace._model import TracedModel
 from fxsplit._trace._objects import rebuild_output
 from fxsplit._trace._preserve import preserved
 from fxsplit._trace._records import Ref
+from fxsplit._trace._shadow import shadowing
 
 _TOLERANCE = 1e-3
 
@@ -29,7 +30,7 @@ def difference(
             found.append(value)
         return None
 
-    with preserved(traced), torch.no_grad():
+    with preserved(traced), torch.no_grad(), shadowing(traced):
         traced.train(train)
         seed_everything()
         try:
