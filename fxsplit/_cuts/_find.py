@@ -22,7 +22,8 @@ class Crossing:
         path: Innermost module that makes it, ``''`` for the model itself or one of its inputs.
         shape: Its shape at the batch size of the recording.
         dtype: Its data type.
-        main: Whether it is the main tensor; the others are side inputs, handed to every head.
+        main: Whether it carries the computation, as every branch does that runs in parallel and every skip connection
+            that is still open; the others are side inputs (masks, position encodings, another tower).
     """
 
     name: str
@@ -38,17 +39,17 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Cut:
-    """A boundary between trunk and heads: the end of the module ``path``.
+    """A boundary between trunk and heads: the end of the module ``path``. `split` accepts every one.
 
     Attributes:
         path: The last module of the trunk; ``''`` for the empty trunk.
         index: Number of blocks in the trunk; what an integer split means.
-        crossing: Tensors that pass it, the main one first.
+        crossing: Tensors that pass it and go to every head, the main ones first.
         params_before: Parameters of the trunk.
         params_after: Parameters of one head. A parameter that is used on both sides counts in both.
         flops_before: FLOPs (2 x MAC) of the trunk for one sample, attention products included.
         flops_after: FLOPs of one head.
-        clean: Whether exactly one crossing tensor is the main one, so that a model may be split here.
+        clean: Whether exactly one crossing tensor is a main one.
         node: The last node of the trunk; ``''`` for the empty trunk.
     """
 
@@ -62,6 +63,14 @@ class Cut:
     clean: bool
     node: str
 
+    @property
+    def share(self) -> float:
+        """The trunk's share of the model's FLOPs, or of its parameters if no FLOPs were counted."""
+        before, after = self.flops_before, self.flops_after
+        if not before + after:
+            before, after = self.params_before, self.params_after
+        return before / (before + after) if before else 0.0
+
     def __str__(self) -> str:
         place = f"after {self.path!r}" if self.path else "before the first layer"
         return f"cut {place}: {', '.join(map(str, self.crossing))}"
@@ -73,12 +82,13 @@ class Cuts(tuple[Cut, ...]):
     _HEADERS = (
         "index",
         "path",
-        "main tensor",
+        "main tensors",
         "side inputs",
         "params before",
         "after",
         "FLOPs before",
         "after",
+        "share",
         "clean",
     )
 
@@ -95,6 +105,7 @@ class Cuts(tuple[Cut, ...]):
                 human(cut.params_after),
                 human(cut.flops_before),
                 human(cut.flops_after),
+                f"{cut.share:.0%}",
                 "yes" if cut.clean else "no",
             ]
             for cut in self
@@ -117,14 +128,15 @@ class Cuts(tuple[Cut, ...]):
 def find_cuts(model_or_graph: nn.Module, example: Any = None, *, every_module: bool = False) -> Cuts:
     """List where a model can be split: after each of its blocks.
 
-    A block is an instance of a module class that repeats and lets a single main tensor out (residual blocks,
-    transformer layers, dense blocks and their transitions); a model without such a class (VGG) is cut between
-    its layers.
+    Blocks are what a person would name: the residual blocks, transformer layers or stages that the model repeats, and
+    what stands in the same lists; a model that repeats none (VGG) is cut between its layers. Several main tensors pass
+    a cut where branches run in parallel (HRNet) or features are collected for a decoder (U-Nets).
 
     Args:
         model_or_graph: A model, or what `fxsplit.trace` made of it.
         example: Example input; only used to trace a model.
-        every_module: List the end of every module where a clean cut is, not only those of blocks.
+        every_module: List the ends of all modules. Those within a residual block are not ``clean``, because its skip
+            connection crosses too; `split` accepts such a Cut all the same, but not its path.
 
     Returns:
         The cuts in order of execution. ``print`` shows them as a table.
@@ -145,28 +157,34 @@ def find_cuts(model_or_graph: nn.Module, example: Any = None, *, every_module: b
 
         graph = trace(graph, example)
     survey = Survey(graph)
-    exits = survey.clean_exits if every_module else survey.blocks
+    exits = survey.exits if every_module else survey.blocks
     return Cuts(cut_at(survey, path, moment) for path, moment in exits.items())
 
 
+def cut_after(graph: fx.GraphModule, path: str) -> Cut | None:
+    """The cut at the end of one module of a traced graph, clean or not; None if there is none."""
+    survey = Survey(graph)
+    moment = survey.exit(path)
+    return None if moment is None else cut_at(survey, path, moment)
+
+
 def cut_at(survey: Survey, path: str, moment: int) -> Cut:
-    """Describe the cut at the end of ``path``, legal or not."""
+    """Describe the cut at the end of ``path``."""
     verdict = survey.judge(moment, path)
     last = survey.last_node(moment)
-    nodes = ([] if verdict.main is None else [verdict.main]) + list(verdict.sides)
-    return _describe(survey, path, moment, nodes, verdict.main, verdict.clean, "" if last is None else last.name)
+    return _describe(survey, path, moment, verdict.mains, verdict.sides, "" if last is None else last.name)
 
 
 def empty_cut(survey: Survey) -> Cut:
     """The cut before everything: an empty trunk, so that the heads are whole models."""
     inputs = survey.flow.alive(BEFORE)
     main = next((n for n in inputs if n.meta.get("dtype") is not None and n.meta["dtype"].is_floating_point), None)
-    main = main or (inputs[0] if inputs else None)
-    return _describe(survey, "", BEFORE, sorted(inputs, key=lambda n: n is not main), main, True, "")
+    mains = tuple([main] if main is not None else inputs[:1])
+    return _describe(survey, "", BEFORE, mains, tuple(n for n in inputs if n not in mains), "")
 
 
 def _describe(
-    survey: Survey, path: str, moment: int, nodes: list[fx.Node], main: fx.Node | None, clean: bool, last: str
+    survey: Survey, path: str, moment: int, mains: tuple[fx.Node, ...], sides: tuple[fx.Node, ...], last: str
 ) -> Cut:
     crossing = tuple(
         Crossing(
@@ -174,10 +192,10 @@ def _describe(
             node.meta["path"] if is_tensor(node) else "",
             node.meta.get("shape"),
             node.meta.get("dtype"),
-            node is main,
+            node in mains,
         )
-        for node in nodes
+        for node in (*mains, *sides)
     )
     before, after = survey.params(moment), survey.flops(moment)
     index = sum(block_exit <= moment for block_exit in survey.blocks.values())
-    return Cut(path, index, crossing, *before, *after, clean, last)
+    return Cut(path, index, crossing, *before, *after, len(mains) == 1 or not path, last)

@@ -1,4 +1,4 @@
-"""How data flows through a traced graph: what is alive after every step, and what cannot be bypassed."""
+"""How data flows through a traced graph: when every value is made and last read, and what is alive in between."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fxsplit._graph import is_container, is_getter, is_source, is_tensor, output
 from fxsplit._split._aliases import returns_argument
 
 BEFORE = -1  # the moment of the model's inputs
+_STRIDE = 64
 
 
 class Flow:
@@ -69,11 +70,20 @@ class Flow:
 
     def alive(self, moment: int) -> list[fx.Node]:
         """Values made up to ``moment`` that a later computation reads, in order of their making."""
-        return [node for node, made, last in self._spans if made <= moment < last]
+        return [node for node, made, last in self._spans.get(moment // _STRIDE, ()) if made <= moment < last]
 
     @cached_property
-    def _spans(self) -> list[tuple[fx.Node, int, int]]:
-        return [(node, made, self.last_read[node]) for node, made in self.moment.items()]
+    def _spans(self) -> dict[int, list[tuple[fx.Node, int, int]]]:
+        """Values with the moments of their making and last reading, by the stretches of time in which they are alive.
+
+        The stretches make a look-up cost what is alive, and not the length of the graph.
+        """
+        found: dict[int, list[tuple[fx.Node, int, int]]] = {}
+        for node, made in self.moment.items():
+            last = self.last_read[node]
+            for stretch in range(made // _STRIDE, last // _STRIDE + 1):
+                found.setdefault(stretch, []).append((node, made, last))
+        return found
 
     def carries_data(self, node: fx.Node) -> bool:
         """Whether a node's value holds tensors, as opposed to sizes and devices."""
@@ -84,7 +94,8 @@ class Flow:
         return self.moment.get(node) == BEFORE
 
     @cached_property
-    def _data_inputs(self) -> dict[fx.Node, list[fx.Node]]:
+    def data_inputs(self) -> dict[fx.Node, list[fx.Node]]:
+        """The values that each value is computed from; sizes and devices are no data."""
         carriers = {node for node in self.nodes if node.op != "output" and self.carries_data(node)}
         return {node: [value for value in self.inputs[node] if value in carriers] for node in carriers}
 
@@ -93,26 +104,9 @@ class Flow:
         """Nodes that data of the model's inputs reaches; sizes, parameters and constants are no data."""
         found: set[fx.Node] = set()
         for node in self.nodes:
-            if node.op == "placeholder" or any(value in found for value in self._data_inputs.get(node, ())):
+            if node.op == "placeholder" or any(value in found for value in self.data_inputs.get(node, ())):
                 found.add(node)
         return found
-
-    def bypasses(self, node: fx.Node, blocked: Iterable[fx.Node]) -> bool:
-        """Whether data reaches ``node`` from the model's inputs on a way that avoids all of ``blocked``.
-
-        If not, ``blocked`` dominate ``node``.
-        """
-        seen = set(blocked)
-        open_nodes = [node]
-        while open_nodes:
-            here = open_nodes.pop()
-            if here in seen or here not in self.fed:
-                continue
-            if here.op == "placeholder":
-                return True
-            seen.add(here)
-            open_nodes += self._data_inputs[here]
-        return False
 
     def exit_of(self, nodes: Iterable[fx.Node]) -> int | None:
         """The moment when the last of ``nodes`` has run; None if none of them computes anything."""

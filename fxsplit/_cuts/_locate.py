@@ -1,8 +1,10 @@
-"""Turns what a user writes for ``split=`` (a path, a number of blocks, a share, a Cut) into a legal cut."""
+"""Turns what a user writes for ``split=`` (a path, a number of blocks, a share, 'auto', a Cut) into a cut."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from torch import fx
 
 from fxsplit._cuts._find import Cut, cut_at, empty_cut
 from fxsplit._cuts._flow import BEFORE
@@ -10,11 +12,14 @@ from fxsplit._cuts._survey import Survey
 from fxsplit._errors import CutError, near_matches
 
 At = str | int | float | Cut
+AUTO = "auto"
+# NeuroTrails, section 5.1: "approximately one-third of the network serving as the shared backbone".
+_AUTO_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
 class Place:
-    """A legal cut and its moment in the flow of the graph."""
+    """A cut and its moment in the flow of the graph."""
 
     cut: Cut
     moment: int
@@ -26,18 +31,20 @@ def locate(survey: Survey, at: At) -> Place:
     Args:
         survey: Of the graph to be split.
         at: Path of the last module of the trunk, number of blocks in the trunk (0: empty trunk), share of the
-            blocks in the trunk (above 0, up to 1), or a Cut of this graph.
+            blocks in the trunk (above 0, up to 1), ``'auto'``, or a Cut of this graph.
 
     Raises:
-        CutError: There is no such place, or no clean cut at it.
+        CutError: There is no such place, or, unless it is a Cut, a skip connection is open there.
     """
     if isinstance(at, Cut):
         return _from_cut(survey, at)
+    if at == AUTO:
+        return _automatic(survey)
     if isinstance(at, str):
         return _from_path(survey, at)
     if isinstance(at, bool) or not isinstance(at, (int, float)):
         raise CutError(
-            f"split must be a module path, a number of blocks, a share of the blocks or a Cut, got {at!r} "
+            f"split must be a module path, 'auto', a number of blocks, a share of the blocks or a Cut, got {at!r} "
             f"({type(at).__name__})."
         )
     blocks = list(survey.blocks)
@@ -59,18 +66,36 @@ def locate(survey: Survey, at: At) -> Place:
     return _from_path(survey, blocks[at - 1])
 
 
+def _automatic(survey: Survey) -> Place:
+    """The block cut whose trunk is nearest to the share that the paper found best."""
+    cuts = [(cut_at(survey, path, moment), moment) for path, moment in survey.blocks.items()]
+    if not cuts:
+        raise CutError("split='auto' picks one of the model's blocks, but it has none; name a module by its path.")
+    return Place(*min(cuts, key=lambda entry: abs(entry[0].share - _AUTO_SHARE)))
+
+
 def _from_cut(survey: Survey, cut: Cut) -> Place:
-    place = locate(survey, 0) if not cut.path else _from_path(survey, cut.path)
-    if place.cut.node != cut.node:
+    if not cut.path:
+        return Place(empty_cut(survey), BEFORE)
+    moment = _exit(survey, cut.path)
+    found = cut_at(survey, cut.path, moment)
+    if found.node != cut.node:
         raise CutError(
-            f"This Cut ends at node {cut.node!r}, but {cut.path!r} ends at {place.cut.node!r} in this graph: it was "
+            f"This Cut ends at node {cut.node!r}, but {cut.path!r} ends at {found.node!r} in this graph: it was "
             "found in another graph. Use the path, or find_cuts on this graph."
         )
-    return place
+    return Place(found, moment)
 
 
 def _from_path(survey: Survey, path: str) -> Place:
     path = _recorded_name(survey, path)
+    moment = _exit(survey, path)
+    if not _is_legal(survey, path, moment):
+        raise CutError(_illegal(survey, path, moment))
+    return Place(cut_at(survey, path, moment), moment)
+
+
+def _exit(survey: Survey, path: str) -> int:
     moment = survey.exit(path) if path else None
     if moment is None:
         raise CutError(_unknown(survey, path))
@@ -79,10 +104,12 @@ def _from_path(survey: Survey, path: str) -> Place:
             f"Nothing is left for the heads after {path!r}: no parameters are used behind it. "
             f"The last cut before it is {_nearest(survey, moment, before=True) or 'the empty trunk (split=0)'}."
         )
-    verdict = survey.judge(moment, path)
-    if not verdict.clean:
-        raise CutError(_illegal(survey, path, moment))
-    return Place(cut_at(survey, path, moment), moment)
+    return moment
+
+
+def _is_legal(survey: Survey, path: str, moment: int) -> bool:
+    """Whether a path is enough to ask for a cut: it is that of a block, or no skip connection is open."""
+    return survey.judge(moment, path).complete or moment in survey.block_ends
 
 
 def _recorded_name(survey: Survey, path: str) -> str:
@@ -107,30 +134,29 @@ def _illegal(survey: Survey, path: str, moment: int) -> str:
     verdict = survey.judge(moment, path)
     before, after = (_nearest(survey, moment, before=b) for b in (True, False))
     near = f"Nearest legal cuts: {before or 'the empty trunk (split=0)'} before it, {after or 'none'} after it."
-    if verdict.main is None:
+    if not verdict.mains:
         return (
             f"No clean cut after {path!r}: nothing that depends on the model's inputs has been computed there. {near}"
         )
-    crossing = [_tensor(survey, node.name) for node in (verdict.main, *verdict.sides)]
-    blocking = " and ".join(repr(node.name) for node in survey.obstacles(verdict))
+    crossing = [_tensor(node) for node in (*verdict.mains, *verdict.sides)]
+    blocking = " and ".join(repr(node.name) for node in verdict.blocking)
     return (
         f"No clean cut after {path!r}: {len(crossing)} tensors cross there, {', '.join(crossing)}; and "
-        f"{verdict.main.name!r} does not stand alone, because {blocking} (a connection that skips it) is still needed. "
-        f"{near}"
+        f"{verdict.mains[0].name!r} does not stand alone, because {blocking} (a connection that skips it) is still "
+        f"needed. {near} To cut there all the same, pass the Cut from find_cuts(model, every_module=True)."
     )
 
 
-def _tensor(survey: Survey, name: str) -> str:
-    node = next(node for node in survey.flow.nodes if node.name == name)
+def _tensor(node: fx.Node) -> str:
     shape = "x".join(map(str, node.meta.get("shape") or ()))
-    return f"{name!r} ({node.meta['path'] or 'the model itself'}, {shape})"
+    return f"{node.name!r} ({node.meta['path'] or 'the model itself'}, {shape})"
 
 
 def _nearest(survey: Survey, moment: int, before: bool) -> str:
     """The nearest legal cut on one side; of several names for it the block's, or else the shortest."""
     exits = [(m, p) for p, m in survey.exits.items() if (m < moment if before else m > moment)]
     for found, path in sorted(exits, reverse=before):
-        if survey.judge(found, path).clean:
+        if _is_legal(survey, path, found):
             names = [p for m, p in exits if m == found]
             blocks = [p for p in names if p in survey.blocks]
             return repr(min(blocks or names, key=len))

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from torch import fx, nn
 
-from fxsplit._cuts._block_classes import Instance, block_paths
+from fxsplit._cuts._block_classes import parents
+from fxsplit._cuts._dominance import Dominance
 from fxsplit._cuts._flow import BEFORE, Flow
 from fxsplit._flops import node_costs, recorded_batch
-from fxsplit._graph import fetch, is_container, is_getter, is_source, is_tensor, named_tensors
+from fxsplit._graph import is_container, is_getter, is_tensor, named_tensors
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is alive at a moment, and whether exactly one tensor of it is the main one.
+    """What is alive at a moment, and which tensors of it carry the computation.
 
     Attributes:
-        main: The tensor that carries the computation; None if there is none.
-        sides: Other tensors that later computations read; inputs of the model among them.
-        blocking: The side tensors that together make the cut illegal, empty if it is legal.
+        mains: The tensors that carry the computation, the last one made first; empty if nothing was computed yet.
+        sides: Other values that later computations read; inputs of the model among them.
+        blocking: Those of ``mains`` that the first one is computed from: skip connections that are still open.
     """
 
-    main: fx.Node | None
+    mains: tuple[fx.Node, ...]
     sides: tuple[fx.Node, ...]
-    blocking: tuple[fx.Node, ...]
+    blocking: tuple[fx.Node, ...] = ()
 
     @property
     def clean(self) -> bool:
-        """Whether a model may be split here."""
-        return self.main is not None and not self.blocking
+        """Whether exactly one tensor carries the computation."""
+        return len(self.mains) == 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether no skip connection is open: what crosses was made by the last module, or before it for others."""
+        return bool(self.mains) and not self.blocking
 
 
 class Survey:
@@ -38,31 +47,51 @@ class Survey:
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.flow = Flow(graph)
+        self.ways = Dominance(self.flow)
         self.root = graph
         self.members: dict[str, list[fx.Node]] = {}
         for node in self.flow.nodes:
             for path in node.meta.get("modules", ()):
                 self.members.setdefault(path, []).append(node)
         self._verdicts: dict[tuple[int, str], Verdict] = {}
+        self._clean: list[tuple[int, fx.Node]] = []
+        self._entering: dict[str, dict[fx.Node, frozenset[fx.Node]]] = {}
+
+    @property
+    def source(self) -> nn.Module:
+        """The model that was traced."""
+        return getattr(self.root, "source", self.root)
 
     @cached_property
     def exits(self) -> dict[str, int]:
-        """The moment when each module has run for the last time, in that order; nothing that ends the model."""
+        """The moment when each module has run for the last time, in that order; nothing that ends the model.
+
+        A block ends where its result is complete: see `blocks`.
+        """
         found = {path: self.flow.exit_of(nodes) for path, nodes in self.members.items()}
         legal = {path: moment for path, moment in found.items() if moment is not None and self.is_inside(moment)}
-        return dict(sorted(legal.items(), key=lambda item: (item[1], -item[0].count("."))))
-
-    @property
-    def clean_exits(self) -> dict[str, int]:
-        """Those exits at which the model may be split."""
-        return {path: moment for path, moment in self.exits.items() if self.judge(moment, path).clean}
+        return dict(sorted((legal | self.blocks).items(), key=lambda item: (item[1], -item[0].count("."))))
 
     def exit(self, path: str) -> int | None:
         """The exit of a module, or of a list of modules that is never called itself."""
-        inside = self.members.get(path)
-        if inside is None:
-            inside = [n for p, nodes in self.members.items() if p.startswith(f"{path}.") for n in nodes]
-        return self.flow.exit_of(inside)
+        if path in self.blocks:
+            return self.blocks[path]
+        moment = self.flow.exit_of(self.inside(path))
+        # A list of modules ends where its last block ends.
+        ends = (end for block, end in self.blocks.items() if block.startswith(f"{path}.") and end >= (moment or 0))
+        return max(ends, default=moment) if path not in self.members else moment
+
+    def inside(self, path: str) -> list[fx.Node]:
+        """The nodes recorded within a module, or within the members of one that is never called itself."""
+        return self.members.get(path) or self._below.get(path, [])
+
+    @cached_property
+    def _below(self) -> dict[str, list[fx.Node]]:
+        found: dict[str, list[fx.Node]] = {}
+        for node in self.flow.nodes:
+            for path in {p for recorded in node.meta.get("modules", ()) for p in parents(recorded)}:
+                found.setdefault(path, []).append(node)
+        return found
 
     def is_inside(self, moment: int) -> bool:
         """Whether parameters are left after a moment, so that there is something for the heads to own."""
@@ -71,97 +100,117 @@ class Survey:
     @cached_property
     def blocks(self) -> dict[str, int]:
         """The blocks whose exits are the model's block cuts, with their exits, in order."""
-        source = getattr(self.root, "source", self.root)
-        composite = {path for path in _modules(source) if path in self.members and self._is_composite(path)}
-        instances = [
-            Instance(path, type(module), self._is_clean_exit(path), self._ends_model(path))
-            for path, module in _modules(source).items()
-            if path in composite
-        ]
-        paths = block_paths(instances) or self._before_layers()
-        exits = {moment: path for path in reversed(paths) if (moment := self.exit(path)) is not None}
-        return {path: moment for moment, path in sorted(exits.items()) if self._is_clean_exit(path)}
+        from fxsplit._cuts._blocks import find_blocks
 
-    def _is_composite(self, path: str) -> bool:
-        below = [n for n in self.members[path] if n.meta["modules"][-1] != path]
-        is_leaf = any(n.op == "call_module" and n.target == path for n in self.members[path])
-        return (
-            not is_leaf
-            and len(below) >= 2
-            and any(isinstance(t, nn.Parameter) for _, t in named_tensors(self.root, below))
-        )
+        return find_blocks(self)
 
-    def _is_clean_exit(self, path: str) -> bool:
-        return path in self.exits and self.judge(self.exits[path], path).clean
-
-    def _ends_model(self, path: str) -> bool:
-        moment = self.exit(path)
-        return moment is not None and not self.is_inside(moment)
-
-    def _before_layers(self) -> list[str]:
-        """Where no class repeats: the last module before every convolution and linear layer but the first."""
-        paths: list[str] = []
-        previous, seen = "", False
-        for node in self.flow.nodes:
-            if node.op != "call_module" or is_source(node):
-                continue
-            if _has_weight(fetch(self.root, str(node.target))):
-                if seen:
-                    paths.append(previous)
-                seen = True
-            previous = node.meta["modules"][-1] if node.meta["modules"] else previous
-        return paths
+    @cached_property
+    def block_ends(self) -> frozenset[int]:
+        """The moments at which blocks end."""
+        return frozenset(self.blocks.values())
 
     def judge(self, moment: int, path: str) -> Verdict:
-        """Find the main tensor and the side inputs at a moment.
+        """Find the tensors that carry the computation at a moment, and the side inputs.
 
-        The main tensor is the last one made, inside ``path`` if there is one. The others are side inputs (masks,
-        position encodings, another tower) if data reaches the main tensor without passing through them. If not, a skip
-        connection is still open, and the main tensor alone says nothing new. Data on a way through another side
-        input, such as a mask, does not count.
+        The main tensor is the last one made, inside ``path`` if there is one. Others carry the computation too if
+        ``path`` makes them of at least what it makes the main one of (branches), or if data reaches the main one only
+        through them (a skip connection that is still open). The rest are side inputs: masks, position encodings,
+        another tower. Data on a way through another side input, such as a mask, does not count.
         """
         key = (moment, path)
         if key not in self._verdicts:
-            self._verdicts[key] = self._judge(moment, path)
+            verdict = self._verdicts[key] = self._judge(moment, path)
+            if verdict.clean:
+                at = bisect_left(self._clean, moment, key=lambda entry: entry[0])
+                self._clean.insert(at, (moment, verdict.mains[0]))
         return self._verdicts[key]
 
     def _judge(self, moment: int, path: str) -> Verdict:
         alive = [node for node in self.flow.alive(moment) if is_tensor(node) or is_container(node)]
         made = [node for node in alive if is_tensor(node) and not self.flow.is_input(node)]
-        main = self._last([node for node in made if node in self.flow.fed], path)
+        carrying = [node for node in made if node in self.flow.fed]
+        carrying = [node for node in carrying if _holds_numbers(node)] or carrying
+        results, others = self._results([node for node in carrying if _is_within(node, path)], path)
+        main = self._last(results or carrying)
         if main is None:
-            return Verdict(None, tuple(alive), ())
-        sides = tuple(node for node in alive if node is not main)
+            return Verdict((), tuple(alive))
+        beside = [node for node in (*results, *others) if node is not main]
         # Ids and masks only say what the main tensor is about, like the model's inputs.
-        own = tuple(node for node in sides if node in made and _holds_numbers(node))
-        if not self.flow.bypasses(main, own):
-            return Verdict(main, sides, own)
-        later = (n for n in own if n in self.flow.fed and self.flow.moment[n] >= self.flow.moment[main])
-        return Verdict(main, sides, tuple(n for n in later if not self.flow.bypasses(n, (main,))))
+        own = [node for node in made if _holds_numbers(node) and node is not main and node not in beside]
+        around = [node for node in alive if node not in own and node is not main and node not in beside]
+        blocking = self._blocking(main, own, around, moment)
+        mains = (main, *beside, *blocking)
+        return Verdict(mains, tuple(node for node in alive if node not in mains), tuple(blocking))
 
-    def obstacles(self, verdict: Verdict) -> list[fx.Node]:
-        """The fewest of the blocking tensors that the main one cannot bypass; one skip connection, as a rule."""
-        needed = list(verdict.blocking)
-        if verdict.main is None or self.flow.bypasses(verdict.main, needed):
-            return needed
-        for node in verdict.blocking:
-            rest = [n for n in needed if n is not node]
-            if not self.flow.bypasses(verdict.main, rest):
-                needed = rest
-        return needed
+    def _results(self, made: list[fx.Node], path: str) -> tuple[list[fx.Node], list[fx.Node]]:
+        """The results of a module made of the most of what enters it, and others that learned values enter.
 
-    def _last(self, candidates: list[fx.Node], path: str) -> fx.Node | None:
-        pool = [n for n in candidates if _holds_numbers(n)] or candidates
-        pool = [n for n in pool if path in n.meta["modules"]] or pool
-        if not pool:
-            return None
-        last = max(self.flow.moment[n] for n in pool)
-        # Of several results of one call the first is the one that goes on.
-        return next(n for n in pool if self.flow.moment[n] == last)
+        A position bias that a layer computes and hands on is made of the mask alone: neither.
+        """
+        if len(made) < 2:
+            return made, []
+        entering = self.entering(path)
+        most = [n for n in made if not any(entering[n] < entering[other] for other in made)]
+        rest = (n for n in made if n not in most)
+        return most, [n for n in rest if any(v in self.learned for v in entering[n])]
+
+    def entering(self, path: str) -> dict[fx.Node, frozenset[fx.Node]]:
+        """For every value computed within a module: the values from outside that data goes into it from."""
+        if path not in self._entering:
+            found: dict[fx.Node, frozenset[fx.Node]] = {}
+            for node in self.inside(path):
+                values = [v for v in self.flow.data_inputs.get(node, ()) if v in self.flow.fed]
+                found[node] = frozenset().union(*(found.get(v, (v,)) for v in values))
+            self._entering[path] = found
+        return self._entering[path]
 
     @cached_property
-    def _spans(self) -> list[tuple[int, int, int]]:
-        """First use, last use and size of every parameter."""
+    def learned(self) -> set[fx.Node]:
+        """Floating values that are computed from the model's inputs with parameters; a mask is not."""
+        found: set[fx.Node] = set()
+        for node in self.flow.nodes:
+            if node not in self.flow.fed or node.op == "placeholder":
+                continue
+            constants = (v for v in (node, *self.flow.inputs[node]) if v.op in ("call_module", "get_attr"))
+            if any(v in found for v in self.flow.data_inputs.get(node, ())) or any(
+                isinstance(t, nn.Parameter) for _, t in named_tensors(self.root, constants)
+            ):
+                found.add(node)
+        return {node for node in found if not is_tensor(node) or _holds_numbers(node)}
+
+    def _blocking(self, main: fx.Node, own: list[fx.Node], others: list[fx.Node], moment: int) -> list[fx.Node]:
+        """Tensors that the main one cannot bypass, each alone or else all together, and later ones made of it alone."""
+        found = [node for node in own if self.ways.dominates(node, main)]
+        if not found and own:
+            found = self._together(main, own, others, self._horizon(moment, own))
+        later = [n for n in own if self.flow.moment[n] >= self.flow.moment[main] and self.ways.dominates(main, n)]
+        return list(dict.fromkeys((*found, *later)))
+
+    def _together(self, main: fx.Node, own: list[fx.Node], others: list[fx.Node], horizon: int) -> list[fx.Node]:
+        # A way through ids that are read again counts: without it there would be none.
+        passed = others if self.ways.bypasses(main, others, horizon) else []
+        if self.ways.bypasses(main, [*own, *passed], horizon):
+            return []
+        needed = list(own)
+        for node in own:
+            rest = [n for n in needed if n is not node]
+            if not self.ways.bypasses(main, [*rest, *passed], horizon):
+                needed = rest
+        return [node for node in needed if node in self.learned] or needed
+
+    def _horizon(self, moment: int, own: Collection[fx.Node]) -> int:
+        """The last clean cut before whose main tensor is not in question."""
+        at = bisect_left(self._clean, moment, key=lambda entry: entry[0])
+        return next((made for made, main in reversed(self._clean[:at]) if main not in own), BEFORE)
+
+    def _last(self, candidates: list[fx.Node]) -> fx.Node | None:
+        last = max((self.flow.moment[n] for n in candidates), default=None)
+        # Of several results of one call the first is the one that goes on.
+        return next((n for n in candidates if self.flow.moment[n] == last), None)
+
+    @cached_property
+    def _spans(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """``(moment, size)`` of the first uses and of the last uses of all parameters."""
         uses: dict[int, list[int]] = {}
         sizes: dict[int, int] = {}
         for node in self.flow.nodes:
@@ -173,43 +222,70 @@ class Survey:
                 if isinstance(tensor, nn.Parameter):
                     uses.setdefault(id(tensor), []).extend(moments)
                     sizes[id(tensor)] = tensor.numel()
-        return [(min(moments), max(moments), sizes[key]) for key, moments in uses.items()]
+        first = [(min(moments), sizes[key]) for key, moments in uses.items()]
+        return first, [(max(moments), sizes[key]) for key, moments in uses.items()]
+
+    @cached_property
+    def _first_uses(self) -> _Sums:
+        return _Sums(self._spans[0])
+
+    @cached_property
+    def _last_uses(self) -> _Sums:
+        return _Sums(self._spans[1])
 
     def params(self, moment: int) -> tuple[int, int]:
         """Parameters used up to a moment, and after it; one that is used on both sides counts twice."""
-        before = sum(size for first, _, size in self._spans if first <= moment)
-        return before, sum(size for _, last, size in self._spans if last > moment)
+        return self._first_uses.until(moment), self._last_uses.total - self._last_uses.until(moment)
 
     @cached_property
-    def _costs(self) -> list[tuple[int, int]]:
-        """The moment and FLOPs of every node that computes something, for the batch of the recording."""
-        return [
+    def _costs(self) -> _Sums:
+        """The FLOPs of every node that computes something, for the batch of the recording."""
+        return _Sums(
             (self.flow.moment[node], sum(cost.weights.values()) + cost.other)
             for _, node, cost in node_costs(self.root)
             if node in self.flow.moment
-        ]
+        )
 
     def flops(self, moment: int) -> tuple[int, int]:
         """FLOPs per sample up to a moment, and after it."""
         batch = recorded_batch(self.root)
-        before = sum(flops for made, flops in self._costs if made <= moment)
-        return before // batch, (sum(flops for _, flops in self._costs) - before) // batch
+        before = self._costs.until(moment)
+        return before // batch, (self._costs.total - before) // batch
+
+    @cached_property
+    def _last_nodes(self) -> dict[int, fx.Node]:
+        found: dict[int, fx.Node] = {}
+        for node, made in self.flow.moment.items():
+            if made not in found or (is_getter(found[made]) and not is_getter(node)):
+                found[made] = node
+        return found
 
     def last_node(self, moment: int) -> fx.Node | None:
         """The node that runs last up to a moment."""
-        at = [node for node, made in self.flow.moment.items() if made == moment and made != BEFORE]
-        return next((node for node in at if not is_getter(node)), at[0] if at else None)
+        return None if moment == BEFORE else self._last_nodes.get(moment)
+
+
+class _Sums:
+    """Sums of amounts up to any moment."""
+
+    def __init__(self, amounts: Iterable[tuple[int, int]]) -> None:
+        ordered = sorted(amounts)
+        self._moments = [moment for moment, _ in ordered]
+        self._sums = [0, *accumulate(amount for _, amount in ordered)]
+
+    def until(self, moment: int) -> int:
+        return self._sums[bisect_right(self._moments, moment)]
+
+    @property
+    def total(self) -> int:
+        return self._sums[-1]
+
+
+def _is_within(node: fx.Node, path: str) -> bool:
+    """Whether a node was recorded within a module, or within a member of a list of modules that is never called."""
+    return bool(path) and any(p == path or p.startswith(f"{path}.") for p in node.meta["modules"])
 
 
 def _holds_numbers(node: fx.Node) -> bool:
     """Whether a tensor is floating or complex: no ids, no mask."""
     return node.meta["dtype"].is_floating_point or node.meta["dtype"].is_complex
-
-
-def _has_weight(module: object) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.ndim >= 2 and not isinstance(module, nn.Embedding)
-
-
-def _modules(source: nn.Module) -> dict[str, nn.Module]:
-    return {path: module for path, module in source.named_modules() if path}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -19,7 +19,7 @@ class Partition:
     Attributes:
         trunk: Nodes of the trunk.
         head: Nodes of one head. Parameters, switches and views that both sides need are in both lists.
-        crossing: Values that the trunk hands to every head, the main one first.
+        crossing: Values that the trunk hands to every head, the main ones first.
         inputs: Arguments of the model that go to the heads directly.
         cloned: Those of ``crossing`` and ``inputs`` that a head overwrites, so that each head copies them first.
         leaves: What the heads return, by its place in the model's output.
@@ -35,13 +35,13 @@ class Partition:
     passed: dict[str, fx.Node]
 
 
-def divide(flow: Flow, moment: int, main: str) -> Partition:
+def divide(flow: Flow, moment: int, mains: Sequence[str]) -> Partition:
     """Divide a graph at a moment.
 
     Args:
         flow: Of the graph.
         moment: The last one of the trunk.
-        main: Name of the main crossing tensor.
+        mains: Names of the main crossing tensors.
     """
     memory = Memory(flow)
     returned = {place: flow.current(node, flow.output) for place, node in output_leaves(flow.root.graph).items()}
@@ -60,15 +60,16 @@ def divide(flow: Flow, moment: int, main: str) -> Partition:
     entering |= {n for n in leaves.values() if n not in head}
     crossing = [n for n in entering if n.op != "placeholder"]
     # An empty trunk still hands the main input on, so that every split model has the same structure.
-    crossing = crossing or [n for n in entering if n.name == main]
+    crossing = crossing or [n for n in entering if n.name in mains]
     before = [n for n in flow.nodes if n in flow.moment and n not in after and n.op != "placeholder"]
     before = _without_idle(flow, before, sunk - set(passed.values()))
     trunk = _with_sources(flow, [*before, *(n for n in state if n in entering)], frozenset())
     order = flow.position.__getitem__
+    rank = {name: index for index, name in enumerate(mains)}
     return Partition(
         trunk=tuple(sorted(trunk, key=order)),
         head=tuple(sorted(head, key=order)),
-        crossing=tuple(sorted(crossing, key=lambda n: (n.name != main, order(n)))),
+        crossing=tuple(sorted(crossing, key=lambda n: (rank.get(n.name, len(rank)), order(n)))),
         inputs=tuple(sorted((n for n in entering if n not in crossing), key=order)),
         cloned=hazards.cloned,
         leaves=leaves,
@@ -91,8 +92,8 @@ def _written_sources(flow: Flow, memory: Memory, after: Collection[fx.Node]) -> 
 
 def _without_idle(flow: Flow, nodes: list[fx.Node], candidates: Collection[fx.Node]) -> list[fx.Node]:
     """Drop those candidates that no remaining node reads."""
-    kept: list[fx.Node] = []
+    kept: set[fx.Node] = set()
     for node in reversed(nodes):
         if node not in candidates or any(reader in kept for reader in flow.readers[node]):
-            kept.append(node)
-    return kept[::-1]
+            kept.add(node)
+    return [node for node in nodes if node in kept]

@@ -50,7 +50,8 @@ def split(
     Args:
         graph: From `fxsplit.trace`.
         at: The last module of the trunk by path (``'layer3.2'``), the number of blocks in the trunk (0: empty trunk, a
-            full ensemble), the share of the blocks in the trunk (``1/3``), or a `Cut`.
+            full ensemble), the share of the blocks in the trunk (``1/3``), ``'auto'`` for the block with which the
+            trunk's share of the FLOPs is nearest to a third (section 5.1), or a `Cut`, which may be any.
         heads: Number of heads M.
         init: ``'fresh'`` draws every head anew, from the distribution of the original's initialisation; ``'copy'``
             copies the original's weights into every head; a function without arguments that returns a new model draws
@@ -88,8 +89,7 @@ def _operate(
     survey = Survey(require_traced(graph))
     place = locate(survey, at)
     flow = survey.flow
-    main = next((c.name for c in place.cut.crossing if c.main), "")
-    parts = divide(flow, place.moment, main)
+    parts = divide(flow, place.moment, [c.name for c in place.cut.crossing if c.main])
     voting = make_vote(vote, list(parts.leaves))
     ties = tied_weights(graph, parts)
     shared = shared_targets(graph, parts, share)

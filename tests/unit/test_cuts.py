@@ -64,8 +64,12 @@ def residual() -> fxsplit.TracedModel:
     return fxsplit.trace(Residual(), torch.randn(2, 1, 4, 4))
 
 
-def paths(model: nn.Module, example: object = None, **options: bool) -> list[str]:
-    return [cut.path for cut in fxsplit.find_cuts(model, example, **options)]
+def paths(model: nn.Module, example: object = None) -> list[str]:
+    return [cut.path for cut in fxsplit.find_cuts(model, example)]
+
+
+def clean_paths(model: nn.Module) -> list[str]:
+    return [cut.path for cut in fxsplit.find_cuts(model, every_module=True) if cut.clean]
 
 
 def test_blocks_of_a_residual_net(residual: fxsplit.TracedModel) -> None:
@@ -92,9 +96,35 @@ def test_sizes_around_a_cut(residual: fxsplit.TracedModel) -> None:
     assert cut.node == crossing.name
 
 
-def test_every_module_lists_each_clean_exit(residual: fxsplit.TracedModel) -> None:
-    expected = ["stem", "stage1.0", "stage1.1", "stage1", "stage2.0", "stage2"]
-    assert paths(residual, every_module=True) == expected
+def test_every_module_lists_all_exits_and_says_which_are_clean(residual: fxsplit.TracedModel) -> None:
+    cuts = fxsplit.find_cuts(residual, every_module=True)
+    inner = ["conv1", "relu", "conv2"]
+    within = {block: [f"{block}.{name}" for name in inner] for block in ("stage1.0", "stage1.1", "stage2.0")}
+    assert [cut.path for cut in cuts] == [
+        "stem",
+        *within["stage1.0"],
+        "stage1.0",
+        *within["stage1.1"],
+        "stage1.1",
+        "stage1",
+        *within["stage2.0"],
+        "stage2.0",
+        "stage2",
+    ]
+    assert clean_paths(residual) == ["stem", "stage1.0", "stage1.1", "stage1", "stage2.0", "stage2"]
+    open_skip = next(cut for cut in cuts if cut.path == "stage1.1.relu")
+    assert [(c.path, c.main) for c in open_skip.crossing] == [("stage1.1.relu", True), ("stage1.0", True)]
+
+
+def test_a_cut_with_an_open_skip_connection_is_made_when_it_is_given_itself(residual: fxsplit.TracedModel) -> None:
+    x = torch.randn(2, 1, 4, 4)
+    cuts = fxsplit.find_cuts(residual, every_module=True)
+    assert len([cut for cut in cuts if not cut.clean]) == 9
+    for cut in cuts:
+        net = fxsplit.split(residual, cut, init="copy")
+        assert all(torch.equal(output, residual(x)) for output in net.head_outputs(x)), cut.path
+        assert net.cut == cut
+        assert not net.report.side_inputs
 
 
 def test_a_path_may_name_a_stage_or_its_last_block(residual: fxsplit.TracedModel) -> None:
@@ -130,11 +160,12 @@ def test_an_open_skip_connection_is_no_cut(residual: fxsplit.TracedModel) -> Non
     assert "stage1.0, 2x3x4x4" in text  # the skip connection
     assert "stage1.1.conv1, 2x3x4x4" in text
     assert "'stage1.0' before it, 'stage1.1' after it" in text
+    assert "pass the Cut from find_cuts(model, every_module=True)" in text
 
 
 def test_unet_can_be_cut_before_its_first_and_after_its_last_skip() -> None:
     traced = fxsplit.trace(UNet(), torch.randn(2, 2, 3, 3))
-    assert paths(traced, every_module=True) == ["down1", "up1"]
+    assert clean_paths(traced) == ["down1", "up1"]
     for path in ("down2", "bottom", "up2"):
         with pytest.raises(CutError, match="'down1' before it, 'up1' after it"):
             fxsplit.split(traced, path)
@@ -167,8 +198,8 @@ def test_a_mask_read_everywhere_does_not_make_a_half_block_a_cut() -> None:
             return self.head(x)
 
     traced = fxsplit.trace(Masked(), (torch.randn(2, 3), torch.ones(2, 3)))
-    assert paths(traced, every_module=True) == ["embed"]
-    (cut,) = fxsplit.find_cuts(traced, every_module=True)
+    assert clean_paths(traced) == ["embed"]
+    cut = fxsplit.find_cuts(traced, every_module=True)[0]
     assert [c.name for c in cut.crossing if not c.main] == [
         n.name for n in traced.graph.nodes if n.target in ("rsub", "__rsub__")
     ]
@@ -210,7 +241,7 @@ def test_a_cut_of_find_cuts_can_be_given_back(residual: fxsplit.TracedModel) -> 
 
 
 def test_a_cut_of_another_graph_is_refused(residual: fxsplit.TracedModel) -> None:
-    (cut, _) = fxsplit.find_cuts(fxsplit.trace(UNet(), torch.randn(2, 2, 3, 3)), every_module=True)
+    cut = fxsplit.find_cuts(fxsplit.trace(UNet(), torch.randn(2, 2, 3, 3)), every_module=True)[0]
     with pytest.raises(CutError, match=r"no module 'down1'"):
         fxsplit.split(residual, cut)
 
@@ -266,7 +297,7 @@ def clean_by_dominators(traced: fxsplit.TracedModel, cut: fxsplit.Cut) -> bool:
     tensors = graph.subgraph([n for n, shape in graph.nodes(data="shape") if shape is not None]).copy()
     tensors.add_edges_from(("input", n) for n, op in graph.nodes(data="op") if op == "placeholder")
     main = next(c.name for c in cut.crossing if c.main)
-    sides = [c.name for c in cut.crossing if not c.main and graph.nodes[c.name]["op"] != "placeholder"]
+    sides = [c.name for c in cut.crossing if c.name != main and graph.nodes[c.name]["op"] != "placeholder"]
     for side in sides:
         networkx.contracted_nodes(tensors, sides[0], side, self_loops=False, copy=False)
     dominators = networkx.immediate_dominators(tensors, "input")
@@ -287,9 +318,9 @@ def clean_by_dominators(traced: fxsplit.TracedModel, cut: fxsplit.Cut) -> bool:
 )
 def test_clean_cuts_agree_with_the_dominator_tree(model: nn.Module, example: object) -> None:
     traced = fxsplit.trace(model, example)
-    cuts = fxsplit.find_cuts(traced, every_module=True)
-    assert cuts
-    assert all(clean_by_dominators(traced, cut) for cut in cuts)
+    cuts = [cut for cut in fxsplit.find_cuts(traced, every_module=True) if cut.crossing]
+    assert any(cut.clean for cut in cuts)
+    assert [clean_by_dominators(traced, cut) for cut in cuts] == [cut.clean for cut in cuts]
 
 
 def test_networkx_graph_of_a_split_model_has_its_components(residual: fxsplit.TracedModel) -> None:
@@ -350,4 +381,40 @@ def test_a_second_name_of_a_module_is_that_module() -> None:
 def test_cuts_are_shown_as_a_table() -> None:
     cuts = fxsplit.find_cuts(Attention(), torch.randn(3, 2, 5, 8), every_module=True)
     assert repr(cuts) == str(cuts)
-    assert "main tensor" in repr(cuts)
+    assert "main tensors" in repr(cuts)
+
+
+def test_the_table_shows_the_trunks_share(residual: fxsplit.TracedModel) -> None:
+    # FLOPs of the stem, of each of three blocks and of the head, as above
+    shares = [(96 + n * 5184) / (96 + 3 * 5184 + 30) for n in (1, 2, 3)]
+    assert [cut.share for cut in fxsplit.find_cuts(residual)] == pytest.approx(shares)
+    assert [line.split()[-2] for line in str(fxsplit.find_cuts(residual)).splitlines()[1:]] == ["34%", "67%", "100%"]
+
+
+def test_auto_is_the_block_nearest_to_a_third_by_flops(residual: fxsplit.TracedModel) -> None:
+    net = fxsplit.split(residual, "auto", init="copy")
+    assert (net.cut.path, net.meta["fxsplit_spec"]["split"]) == ("stage1.0", "stage1.0")
+    equal = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8)))
+    assert fxsplit.split(fxsplit.trace(equal, torch.zeros(2, 4)), "auto", init="copy").cut.path == "2"  # 3/8, not 2/8
+    top_heavy = nn.Sequential(nn.Linear(20, 4), *(nn.Linear(4, 4) for _ in range(7)))
+    net = fxsplit.split(fxsplit.trace(top_heavy, torch.zeros(2, 20)), "auto", init="copy")
+    assert (net.cut.path, net.cut.share) == ("0", 80 / (80 + 7 * 16))
+
+
+def test_auto_goes_by_parameters_where_no_flops_are_counted() -> None:
+    class Scale(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(size, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight.sum(0)
+
+    model = nn.Sequential(Scale(1), Scale(1), Scale(1), Scale(1), Scale(1), Scale(1))
+    net = fxsplit.split(fxsplit.trace(model, torch.ones(2, 3)), "auto", init="copy")
+    assert (net.cut.path, net.cut.flops_before, net.cut.flops_after) == ("1", 0, 0)
+
+
+def test_auto_needs_blocks() -> None:
+    with pytest.raises(CutError, match="has none; name a module by its path"):
+        fxsplit.split(fxsplit.trace(nn.Linear(3, 2), torch.zeros(1, 3)), "auto")

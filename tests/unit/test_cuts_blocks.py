@@ -46,22 +46,14 @@ def test_vision_transformer_has_its_layers() -> None:
     assert timm_paths("vit_tiny_patch16_224", img_size=32, embed_dim=12) == numbered("blocks", 12)
 
 
-def test_swin_has_its_blocks_and_patch_mergings() -> None:
+def test_swin_has_its_blocks_and_no_patch_mergings() -> None:
     assert timm_paths(
         "swin_tiny_patch4_window7_224", 56, img_size=56, embed_dim=6, depths=(2, 1, 2), num_heads=(1, 1, 1)
-    ) == [
-        "layers.0.blocks.0",
-        "layers.0.blocks.1",
-        "layers.1.downsample",
-        "layers.1.blocks.0",
-        "layers.2.downsample",
-        "layers.2.blocks.0",
-        "layers.2.blocks.1",
-    ]
+    ) == ["layers.0.blocks.0", "layers.0.blocks.1", "layers.1.blocks.0", "layers.2.blocks.0", "layers.2.blocks.1"]
 
 
-def test_efficientnet_b0_has_its_inverted_residuals() -> None:
-    expected = [f"blocks.{stage}.{i}" for stage, count in enumerate((2, 2, 3, 3, 4, 1), 1) for i in range(count)]
+def test_efficientnet_b0_has_all_its_blocks_though_the_first_is_of_another_class() -> None:
+    expected = [f"blocks.{stage}.{i}" for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(count)]
     assert timm_paths("efficientnet_b0", num_classes=4) == expected
 
 
@@ -128,8 +120,8 @@ class Attention(nn.Module): ...
 class Stage(nn.Module): ...
 
 
-def instance(path: str, kind: type[nn.Module], clean: bool = True) -> Instance:
-    return Instance(path, kind, clean)
+def instance(path: str, kind: type[nn.Module], complete: bool = True) -> Instance:
+    return Instance(path, kind, complete)
 
 
 def test_of_nested_classes_the_repeated_inner_one_wins() -> None:
@@ -139,16 +131,16 @@ def test_of_nested_classes_the_repeated_inner_one_wins() -> None:
     assert block_paths(found) == ["stages.0.0", "stages.0.1", "stages.1.0", "stages.1.1"]
 
 
-def test_a_class_needs_two_instances_three_quarters_of_them_clean() -> None:
-    layers = [instance(f"layers.{i}", Layer, clean=i > 0) for i in range(4)]
-    assert block_paths(layers) == [f"layers.{i}" for i in range(4)]
+def test_a_class_needs_two_instances_three_quarters_of_them_complete() -> None:
+    layers = [instance(f"layers.{i}", Layer, i > 0) for i in range(4)]
+    assert block_paths(layers) == [f"layers.{i}" for i in range(1, 4)]
     assert block_paths(layers[:3]) == []
     assert block_paths([instance("only", Layer)]) == []
 
 
 def test_the_instance_that_ends_the_model_says_nothing_against_its_class() -> None:
     layers = [Instance("layers.0", Layer, True), Instance("layers.1", Layer, False, last=True)]
-    assert block_paths(layers) == ["layers.0", "layers.1"]
+    assert block_paths(layers) == ["layers.0"]
     assert block_paths([Instance("layers.0", Layer, False), layers[1]]) == []
     assert block_paths([Instance(f"towers.{i}", Layer, False, last=True) for i in range(2)]) == []
 
