@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -84,7 +84,6 @@ class Planner:
         for path, rule in self._initialisers:
             if self._take(self._initialise(replica, path, rule), values, rule, first):
                 useful.append((path, rule))
-            replica.release(path)
         self._initialisers = useful
 
     def _initialise(self, replica: Replica, path: str, rule: str) -> dict[int, Tensor]:
@@ -92,9 +91,9 @@ class Planner:
         if not keys:
             return {}
         if path not in self._constructed:
-            replica.fill(path)
-            if _succeeds(lambda: run_model_initialiser(replica.module(path), rule)):
-                return {key: replica.get(key) for key in keys}
+            drawn = replica.run(lambda: run_model_initialiser(replica.module(path), rule), path)
+            if drawn is not None:
+                return {key: drawn[key] for key in keys if key in drawn}
             if rule != CONFIG_INIT:
                 return {}
             self._constructed.add(path)
@@ -116,10 +115,9 @@ class Planner:
             reset = reset_of(replica.module(path))
             if not open_keys or reset is None:
                 continue
-            replica.fill(path)
-            if _succeeds(reset) and self._take({key: replica.get(key) for key in open_keys}, values, RESET, first):
+            drawn = replica.run(reset, path) or {}
+            if self._take({key: drawn[key] for key in open_keys if key in drawn}, values, RESET, first):
                 useful[path] = keys
-            replica.release(path)
         self._resets = useful
 
     def _take(self, drawn: dict[int, Tensor], values: dict[int, Tensor], rule: str, first: bool) -> bool:
@@ -162,15 +160,6 @@ def _starts_constant(tensor: Tensor) -> bool:
     if tensor.numel() == 1:  # Any single value is constant; these two are what no draw gives.
         return isinstance(tensor, nn.Parameter) and float(tensor.detach()) in (0.0, 1.0)
     return is_constant(tensor)
-
-
-def _succeeds(initialise: Callable[[], object]) -> bool:
-    """Run foreign code that may fail in any way, on meta tensors for instance; other rules remain."""
-    try:
-        initialise()
-    except Exception:
-        return False
-    return True
 
 
 def _looks_untrained(model: nn.Module) -> bool:

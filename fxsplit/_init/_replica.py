@@ -5,13 +5,14 @@ Whole-model initialisers run over such a copy at the price of the head alone: on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fxsplit._errors import SplitError, near_matches
+from fxsplit._init._lazy import LazyCopies
 from fxsplit._parametrized import copy_apart
 
 
@@ -64,7 +65,7 @@ def _placeholder(tensor: Tensor) -> Tensor:
 class Replica:
     """A deep copy of ``source`` with all tensors on the meta device and the tensors at ``paths`` exchangeable.
 
-    Tied tensors stay tied: all paths of one source tensor share one key, and are filled together.
+    All paths of a tied tensor share one key.
     """
 
     def __init__(self, source: nn.Module, paths: Iterable[str]) -> None:
@@ -81,6 +82,11 @@ class Replica:
                 self._originals[key] = tensor
         self.model: nn.Module = copy_apart(source, memo)
         self._modules = dict(self.model.named_modules(remove_duplicate=False))
+        self._below: dict[str, dict[int, Slot]] = {}
+        for key, slots in self._slots.items():
+            for slot in slots:
+                for module in _prefixes(slot.owner):
+                    self._below.setdefault(module, {}).setdefault(key, slot)
 
     def module(self, path: str) -> nn.Module:
         """Return the replica's module at ``path``."""
@@ -90,22 +96,45 @@ class Replica:
         """Every module of the replica with its first path."""
         yield from self.model.named_modules()
 
-    def fill(self, under: str | None = None) -> None:
-        """Put fresh clones of the source's values into the head slots (all, or those of the subtree ``under``)."""
-        for key in self._originals if under is None else self.below(under):
-            self._put(key, self._originals[key].detach().clone())
+    def fill(self, under: str) -> None:
+        """Put fresh clones of the source's values into the head slots of the subtree ``under``."""
+        for key in self.below(under):
+            self._put(key, self._originals[key].detach().clone(), self._slots[key])
 
-    def release(self, under: str | None = None) -> None:
+    def release(self, under: str) -> None:
         """Put meta tensors back into the head slots, so that the replica keeps no memory between draws."""
-        for key in self._originals if under is None else self.below(under):
-            self._put(key, torch.empty_like(self._originals[key].detach(), device="meta"))
+        for key in self.below(under):
+            self._put(key, torch.empty_like(self._originals[key].detach(), device="meta"), self._slots[key])
+
+    def run(self, initialise: Callable[[], object], under: str) -> dict[int, Tensor] | None:
+        """Return the head tensors of the subtree ``under`` that ``initialise`` wrote to, or None if it fails.
+
+        It finds the source's values in them, each tied tensor once: where constructors tie weights, they initialise
+        both first, and the first one's values stay.
+        """
+        copies = LazyCopies()
+        for key, slot in self._below.get(under, {}).items():
+            self._put(key, copies.add(self._originals[key]), [slot])
+        try:
+            with copies:
+                initialise()
+            held = {key: self._held(slot) for key, slot in self._below.get(under, {}).items()}
+            return {key: tensor for key, tensor in held.items() if tensor is not None and not copies.pending(tensor)}
+        except Exception:
+            # Foreign code may fail in any way, on meta tensors for instance; other rules remain.
+            return None
+        finally:
+            self.release(under)
 
     def get(self, key: int) -> Tensor:
         """Return what the first slot of one source tensor holds now, also if an initialiser put a new object there."""
-        slot = self._slots[key][0]
+        held = self._held(self._slots[key][0])
+        return held if held is not None else self._originals[key].detach()
+
+    def _held(self, slot: Slot) -> Tensor | None:
         module = self._modules[slot.owner]
         held = (module._parameters if slot.is_parameter else module._buffers)[slot.name]
-        return held.detach() if held is not None else self._originals[key].detach()
+        return None if held is None else held.detach()
 
     def owned(self) -> dict[str, list[int]]:
         """Return the keys of the head tensors that each module holds directly, children before their parents."""
@@ -116,20 +145,24 @@ class Replica:
 
     def below(self, module: str) -> list[int]:
         """Return the keys of the head tensors in the subtree of ``module``."""
-        return [key for key, slots in self._slots.items() if any(_inside(slot, module) for slot in slots)]
+        return list(self._below.get(module, {}))
 
     def at(self, paths: Collection[str]) -> list[int]:
         """Return the keys of the head tensors that have one of ``paths``."""
         return [key for key, slots in self._slots.items() if any(slot.path in paths for slot in slots)]
 
-    def _put(self, key: int, value: Tensor) -> None:
+    def _put(self, key: int, value: Tensor, slots: Iterable[Slot]) -> None:
         original = self._originals[key]
         parameter = isinstance(original, nn.Parameter)
         held = nn.Parameter(value, original.requires_grad) if parameter else value
-        for slot in self._slots[key]:
+        for slot in slots:
             module = self._modules[slot.owner]
             (module._parameters if slot.is_parameter else module._buffers)[slot.name] = held  # type: ignore[assignment]
 
 
-def _inside(slot: Slot, module: str) -> bool:
-    return module == "" or slot.owner == module or slot.owner.startswith(module + ".")
+def _prefixes(path: str) -> Iterator[str]:
+    """The path itself and those of all modules around it, the outermost, ``''``, included."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
