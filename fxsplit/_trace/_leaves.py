@@ -14,7 +14,6 @@ _CONTAINERS = (
     nn.Transformer,
     nn.TransformerEncoder,
     nn.TransformerDecoder,
-    nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )
 _LEAF_CLASSES = (
@@ -40,6 +39,9 @@ def is_leaf(module: nn.Module) -> bool:
     """
     if isinstance(module, ParametrizationList):
         return True
+    if isinstance(module, nn.TransformerEncoderLayer):
+        # In eval mode without gradients torch fuses the whole layer, which rounds differently.
+        return type(module).forward is nn.TransformerEncoderLayer.forward
     if isinstance(module, _CONTAINERS):
         return False
     if unparametrized_class(module).__module__.startswith("torch.nn.") or isinstance(module, _LEAF_CLASSES):
@@ -58,18 +60,20 @@ def is_large(root: nn.Module, path: str) -> bool:
     module = root.get_submodule(path)
     total = _count(root)
     share = _count(module) / total if total else 0.0
-    return share > _LARGE_SHARE or (share > _LARGE_SHARE_OF_BLOCKS and _holds_blocks(module))
+    return share > _LARGE_SHARE or (share > _LARGE_SHARE_OF_BLOCKS and holds_blocks(module))
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _holds_blocks(module: nn.Module) -> bool:
+def holds_blocks(module: nn.Module) -> bool:
     """Whether a list inside ``module`` repeats one composite class: a stage, rather than a block."""
     for part in module.modules():
         if isinstance(part, (nn.ModuleList, nn.Sequential)):
-            blocks = [type(child) for child in part if not is_leaf(child)]
+            blocks = [
+                type(child) for child in part if not is_leaf(child) or isinstance(child, nn.TransformerEncoderLayer)
+            ]
             if len(blocks) > len(set(blocks)):
                 return True
     return False

@@ -20,7 +20,7 @@ from fxsplit._trace._extents import experiments
 from fxsplit._trace._fit import BATCH, Sizes
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._inputs import Inputs, fixed
-from fxsplit._trace._leaves import is_large, is_leaf
+from fxsplit._trace._leaves import holds_blocks, is_large, is_leaf
 from fxsplit._trace._merge import Merged, add_train_loosely, add_train_mode, differing_constants, merge_sizes
 from fxsplit._trace._preserve import preserved
 from fxsplit._trace._ragged import baked_sizes
@@ -192,6 +192,10 @@ class Session:
     def _hides_much(self, path: str) -> bool:
         return is_large(self.model, self._around_leaves(path))
 
+    def _holds_blocks(self, path: str) -> bool:
+        """Whether the module is a tower, however small; that Python read a mask is no reason to hide its blocks."""
+        return holds_blocks(self.model.get_submodule(self._around_leaves(path)))
+
     def _around_leaves(self, path: str) -> str:
         """The innermost module at or around ``path`` that is not a leaf yet and gets called."""
         while path:
@@ -207,8 +211,7 @@ class Session:
     def _merge(self, runs: list[Recorder], train: Recorder) -> tuple[Program, bool]:
         base = runs[0]
         merged = self._merged(runs, self.inputs.schedule())
-        recorded = [run.records for run in runs], [run.size_reads for run in runs]
-        self._keep_whole(baked_sizes(*recorded, self.inputs.schedule()))
+        self._keep_whole(baked_sizes([run.records for run in runs], [run.size_reads for run in runs]))
         assumed = self._settle_sizes(merged.mismatches)
         if self.exact_train:
             self._settle_train(self._add_train(merged, base, train))
@@ -291,7 +294,7 @@ class Session:
         self._keep_whole(
             Mismatch(guard.path, f"its control flow follows data: {guard}")
             for guard in on_inputs
-            if not self._hides_much(guard.path)
+            if not self._hides_much(guard.path) and (guard.follows_data or not self._holds_blocks(guard.path))
         )
         for guard in on_inputs:
             if guard.follows_data and not guard.path:

@@ -58,7 +58,8 @@ class Childless(nn.Module):
         (nn.Sequential(nn.Linear(4, 4)), False),
         (nn.Sequential(), False),
         (nn.ModuleList([nn.Linear(4, 4)]), False),
-        (nn.TransformerEncoderLayer(4, 2), False),
+        (nn.TransformerEncoderLayer(4, 2), True),
+        (nn.TransformerDecoderLayer(4, 2), False),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -274,3 +275,35 @@ def test_a_module_that_replaces_data_is_kept_whole() -> None:
     assert traced.report.coarse_leaves == [("1", "it assigns tensor.data")]
     x = torch.randn(3, 4)
     assert_same(traced(x), net(x))
+
+
+class _MaskReader(nn.Module):
+    """Skips its mask if nothing is hidden, as transformers models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if not bool(mask.all()):
+            x = x * mask[..., None]
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class _SmallTower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower, self.large = _MaskReader(), nn.Linear(4, 4000)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.large(self.tower(x, mask))
+
+
+def test_a_tower_that_reads_its_mask_is_recorded_from_the_inside_however_small() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    traced = trace(_SmallTower(), (torch.randn(2, 3, 4), mask))
+    assert traced.report.coarse_leaves == []
+    assert traced.report.guards == ["bool() was False in tower"]
+    assert {"tower.layers.0.0", "tower.layers.2.1"} <= {node.target for node in traced.graph.nodes}
