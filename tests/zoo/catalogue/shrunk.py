@@ -59,7 +59,7 @@ def shrunk_entries() -> list[Entry]:
         if names is None or kind.replace("-", "_") in known:
             continue
         name = names if isinstance(names, str) else names[0]
-        found.append(Entry("transformers, others", kind, name, partial(_build, kind, name), _inputs))
+        found.append(Entry("others", kind, name, partial(_build, kind, name), _inputs))
     return found
 
 
