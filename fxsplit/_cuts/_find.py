@@ -161,11 +161,10 @@ def find_cuts(model_or_graph: nn.Module, example: Any = None, *, every_module: b
     return Cuts(cut_at(survey, path, moment) for path, moment in exits.items())
 
 
-def cut_after(graph: fx.GraphModule, path: str) -> Cut | None:
-    """The cut at the end of one module of a traced graph, clean or not; None if there is none."""
+def recorded_cut(graph: fx.GraphModule, path: str, node: str) -> Cut:
+    """The cut of a traced graph that was stored as the path and the last node of its trunk, both empty for none."""
     survey = Survey(graph)
-    moment = survey.exit(path)
-    return None if moment is None else cut_at(survey, path, moment)
+    return cut_at(survey, path, survey.moments[node]) if node else empty_cut(survey)
 
 
 def cut_at(survey: Survey, path: str, moment: int) -> Cut:

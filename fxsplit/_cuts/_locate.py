@@ -77,12 +77,12 @@ def _automatic(survey: Survey) -> Place:
 def _from_cut(survey: Survey, cut: Cut) -> Place:
     if not cut.path:
         return Place(empty_cut(survey), BEFORE)
-    moment = _exit(survey, cut.path)
+    moment = survey.moments.get(cut.node, _exit(survey, cut.path))
     found = cut_at(survey, cut.path, moment)
-    if found.node != cut.node:
+    if found.node != cut.node or [c.name for c in found.crossing] != [c.name for c in cut.crossing]:
         raise CutError(
-            f"This Cut ends at node {cut.node!r}, but {cut.path!r} ends at {found.node!r} in this graph: it was "
-            "found in another graph. Use the path, or find_cuts on this graph."
+            f"This Cut ends at node {cut.node!r}, but {cut.path!r} ends at {found.node!r} in this graph, or passes on "
+            "other tensors: it was found in another graph. Use the path, or find_cuts on this graph."
         )
     return Place(found, moment)
 

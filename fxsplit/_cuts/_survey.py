@@ -260,6 +260,11 @@ class Survey:
                 found[made] = node
         return found
 
+    @cached_property
+    def moments(self) -> dict[str, int]:
+        """The moments of all nodes by their names."""
+        return {node.name: moment for node, moment in self.flow.moment.items()}
+
     def last_node(self, moment: int) -> fx.Node | None:
         """The node that runs last up to a moment."""
         return None if moment == BEFORE else self._last_nodes.get(moment)

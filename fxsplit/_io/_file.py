@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fxsplit._cuts._find import recorded_cut
 from fxsplit._errors import SpecError, near_matches
 from fxsplit._init._replica import Slot, slots_of
 from fxsplit._io._packing import MaskedSite, masked_sites, pack, unpack
@@ -95,7 +96,7 @@ def load(
     )
     net = split(
         _without_values(model),
-        surgery["split"],
+        recorded_cut(model, surgery["split"] or "", surgery["node"]),
         surgery["heads"],
         "copy",
         copy.deepcopy(vote) if isinstance(vote, nn.Module) else vote or surgery["vote"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import networkx
 import pytest
 import torch
@@ -238,6 +240,17 @@ def test_a_cut_of_find_cuts_can_be_given_back(residual: fxsplit.TracedModel) -> 
         assert fxsplit.split(residual, cut, heads=1, init="copy").cut == cut
     empty = fxsplit.split(residual, 0, heads=1, init="copy").cut
     assert fxsplit.split(residual, empty, heads=1, init="copy").cut == empty
+
+
+@pytest.mark.parametrize("at", ["stage1.1.relu", "stage1.0", 0, "auto"])
+def test_any_cut_is_repeated_by_a_file(residual: fxsplit.TracedModel, tmp_path: Path, at: str | int) -> None:
+    cuts = {cut.path: cut for cut in fxsplit.find_cuts(residual, every_module=True)}
+    net = fxsplit.split(residual, cuts.get(at, at) if isinstance(at, str) else at, heads=2)
+    fxsplit.save(net, tmp_path / "net")
+    again = fxsplit.load(tmp_path / "net", Residual())
+    x = torch.randn(2, 1, 4, 4)
+    assert again.cut == net.cut
+    assert torch.equal(again(x), net(x))
 
 
 def test_a_cut_of_another_graph_is_refused(residual: fxsplit.TracedModel) -> None:
