@@ -106,6 +106,9 @@ def _weighted_calls(owner: fx.GraphModule, node: fx.Node) -> Iterator[tuple[nn.P
         if isinstance(module, nn.MultiheadAttention):
             yield from _attention_projections(module, node)
             return
+        if isinstance(module, nn.TransformerEncoderLayer):
+            yield from _encoder_weights(module, node)
+            return
         weight = raw_parameter(module, "weight")
         positions = None if weight is None else _module_positions(module, node)
     elif node.op == "call_function" and getattr(node.target, "__name__", "") in _FUNCTIONS:
@@ -155,13 +158,28 @@ def _attention_projections(module: nn.MultiheadAttention, node: fx.Node) -> Iter
         yield out, query * out.numel()
 
 
+def _encoder_weights(module: nn.TransformerEncoderLayer, node: fx.Node) -> Iterator[tuple[nn.Parameter, int]]:
+    """A layer of nn.TransformerEncoder applies each of its weights to every token of its input."""
+    shape = _shape(_argument(node, 0, "src"))
+    attention = module.self_attn
+    weights = [(attention, "in_proj_weight"), (attention.out_proj, "weight")]
+    for owner, name in [*weights, (module.linear1, "weight"), (module.linear2, "weight")]:
+        weight = raw_parameter(owner, name)
+        if shape is not None and weight is not None:
+            yield weight, prod(shape[:-1]) * weight.numel()
+
+
 def _attention_flops(owner: fx.GraphModule, node: fx.Node) -> int:
     """The two products softmax(q k^T) v: 2 x MAC = 2 L S (E + E_v) per head and sample, whatever the mask."""
     if node.op == "call_module":
         module = owner.get_submodule(str(node.target))
-        if not isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, nn.TransformerEncoderLayer):
+            query = key = _shape(_argument(node, 0, "src"))
+            module = module.self_attn
+        elif isinstance(module, nn.MultiheadAttention):
+            query, key = _shape(_argument(node, 0, "query")), _shape(_argument(node, 1, "key"))
+        else:
             return 0
-        query, key = _shape(_argument(node, 0, "query")), _shape(_argument(node, 1, "key"))
         if query is None or key is None:
             return 0
         length = 0 if len(key) == 2 else 1 if module.batch_first else 0

@@ -66,6 +66,8 @@ def has_tensors(value: Any) -> bool:
 def convert(value: Any, find: Find) -> Any:
     """Write an argument for the record: tensors and known objects become refs, containers plain ones.
 
+    Named tuples keep their class: a PackedSequence is one.
+
     Raises:
         Opaque: the value holds something that a graph cannot.
     """
@@ -78,7 +80,8 @@ def convert(value: Any, find: Find) -> Any:
     if isinstance(value, list):
         return [convert(item, find) for item in value]
     if isinstance(value, tuple):
-        return tuple(convert(item, find) for item in value)
+        items = tuple(convert(item, find) for item in value)
+        return Call(type(value), items) if hasattr(value, "_fields") else items
     if isinstance(value, range):
         return list(value)
     if isinstance(value, slice):

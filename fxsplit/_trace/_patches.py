@@ -41,6 +41,17 @@ def uncached_weights() -> Iterator[bool]:
 
 
 @contextmanager
+def unfused_encoders() -> Iterator[None]:
+    """Let nn.TransformerEncoder take the same way in eval mode as in train mode, without asking its data which."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
 def patched(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` about the calls that this thread makes."""
     call, enter = nn.Module.__call__, saved_tensors_hooks.__enter__
@@ -67,7 +78,7 @@ def patched(listener: Listener) -> Iterator[None]:
     torch.autograd.Function.apply = classmethod(apply_function)  # type: ignore[assignment]
     saved_tensors_hooks.__enter__ = enter_hooks
     try:
-        with uncached_weights():
+        with uncached_weights(), unfused_encoders(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         nn.Module.__call__ = call

@@ -19,7 +19,7 @@ from fxsplit._trace._model import FunctionLeaf
 from fxsplit._trace._objects import Opaque, convert, has_tensors, rebuild_output, tensors_in
 from fxsplit._trace._patches import patched, uncached_weights
 from fxsplit._trace._preserve import RandomWatch
-from fxsplit._trace._ragged import SizeRead
+from fxsplit._trace._ragged import SizeRead, pads_to_the_longest
 from fxsplit._trace._records import Guard, Origin, Record, Ref
 from fxsplit._trace._shadow import runner
 from fxsplit._trace._tape import Tape
@@ -72,6 +72,7 @@ class Recorder(TorchFunctionMode):
         self._is_leaf = is_leaf
         self._counter = counter
         self._tape = Tape(model, counter, RandomWatch(model) if watch_random else None, cached)
+        self._weights_read: dict[str, bool] = {}
         self._silent = 0
         self._run = runner(model)
         self._paths = {id(module): path for path, module in model.named_modules()}
@@ -127,7 +128,10 @@ class Recorder(TorchFunctionMode):
         if self.sizes_read is None and reads_size(func, out):
             self.sizes_read = self._tape.path or "the model itself"
         op, target, values = as_node(func, *values)
+        if target is torch._VF._pad_packed_sequence and pads_to_the_longest():
+            self._fail("it pads to the longest length, which follows data (pad_packed_sequence takes total_length)")
         ref = self._tape.add(op, target, *values, written=written, random=is_random(func))
+        self.records[ref.index].of_weights = self._weights_read.get(self._tape.path, False)
         return self._tape.bind(out, ref, written=any(out is tensor for tensor in written))
 
     def call_module(self, original: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -250,7 +254,9 @@ class Recorder(TorchFunctionMode):
         index = self._tape.index_of(args[0])
         if index is not None and reads_size(func, out):
             self.size_reads.append(SizeRead(self._tape.path, index, out if isinstance(out, torch.Size) else (out,)))
-        self.dtype_read |= isinstance(out, torch.dtype)
+        if isinstance(out, torch.dtype):
+            self.dtype_read = True
+            self._weights_read[self._tape.path] = self._tape.is_state(args[0])
         origin = self._tape.origin_of(args[0]) if reads_data(func) else Origin.NOTHING
         if origin:
             what = getattr(func, "__name__", "?").strip("_")

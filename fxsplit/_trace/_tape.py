@@ -126,6 +126,15 @@ class Tape:
             self.records[ref.index].length = len(out)
         return rebind(out, lambda getter, key, value: self._bind_part(ref, getter, key, value))
 
+    def index_of(self, tensor: torch.Tensor) -> int | None:
+        """The position of the record that made a tensor; None for parameters and what no record made."""
+        known = self._known.get(id(tensor))
+        return known[1].index if known is not None else None
+
+    def is_state(self, tensor: torch.Tensor) -> bool:
+        """Whether this is a parameter or buffer of the model."""
+        return id(tensor) in self._names
+
     def origin_of(self, tensor: torch.Tensor) -> Origin:
         """What the values of a tensor depend on."""
         known = self._known.get(id(tensor))
