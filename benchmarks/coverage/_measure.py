@@ -1,27 +1,21 @@
-"""What is measured of one model: its trace, how exact it is, its cuts, its fresh heads, and what other tracers do."""
+"""One row of the results: what fxsplit makes of a model, and what other tracers do."""
 
 from __future__ import annotations
 
 import copy
-import random
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-import fxsplit
 from benchmarks.coverage._rivals import RIVALS
-from fxsplit import TracedModel
-from tests.checks import assert_same, scalar, seeded, snapshot, tensors
 from tests.zoo.catalogue.entry import Entry, Inputs
+from tests.zoo.measure import BATCHES, EXACT, TRACED_AT, Outcome, build, compare_eval, compare_step, measure, say
 
-BATCHES = (1, 4, 7)
-EXACT = "exact"
-_TRACED_AT = 2
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,205 +33,21 @@ class Plan:
     rivals: tuple[str, ...] = ()
 
 
-@dataclass
-class Outcome:
-    """Everything about one model, as plain data. ``'exact'`` and counts are results; other strings say what went wrong.
-
-    Attributes:
-        runs: Whether the model itself can be built and run with the inputs made for it.
-        eval: By batch size: ``'exact'``, ``'rejected by the model'`` or how it differs.
-        train: Outputs, gradients and buffers of one step: ``'exact'``, ``'reported: ...'`` where the report says so.
-        cuts: Block cuts of the model; ``tried`` and ``split`` of them, each with three copied heads that are the model.
-        fresh: ``'drawn'`` if all parameters of fresh heads differ, or are constant and reported as kept.
-    """
-
-    zoo: str
-    name: str
-    family: str
-    real: bool
-    runs: bool = False
-    parameters: int = 0
-    flops: int = 0
-    nodes: int = 0
-    seconds: float = 0.0
-    traced: bool = False
-    error: str = ""
-    eval: dict[str, str] = field(default_factory=dict)
-    train: str = ""
-    warnings: list[str] = field(default_factory=list)
-    coarse: list[str] = field(default_factory=list)
-    cuts: int = 0
-    tried: int = 0
-    split: int = 0
-    cut_errors: list[str] = field(default_factory=list)
-    fresh: str = ""
-    rivals: dict[str, dict[str, str]] = field(default_factory=dict)
+def row_of(entry: Entry, plan: Plan) -> Row:
+    """Measure one model."""
+    row = asdict(measure(entry, real=plan.real, cuts=plan.cuts))
+    row["rivals"] = {}
+    if row["runs"] and plan.rivals:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, inputs = build(entry, plan.real)
+            row["rivals"] = {name: _rival(model, inputs, RIVALS[name], plan.real) for name in plan.rivals}
+    return row
 
 
-def measure(entry: Entry, plan: Plan) -> Outcome:
-    """Build the model and look at everything that ``plan`` asks for."""
-    outcome = Outcome(entry.zoo, entry.name, entry.family, plan.real)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model, inputs = _build(entry, plan)
-        except Exception as error:
-            outcome.error = _say(error)
-            return outcome
-        outcome.runs = True
-        outcome.parameters = sum(p.numel() for p in model.parameters())
-        traced = _trace(outcome, model, inputs)
-        if traced is not None:
-            _look_at(outcome, model, traced, inputs, plan)
-        for name in plan.rivals:
-            outcome.rivals[name] = _rival(model, inputs, RIVALS[name], plan.real)
-    return outcome
-
-
-def _build(entry: Entry, plan: Plan) -> tuple[nn.Module, Inputs]:
-    torch.manual_seed(0)
-    with torch.device("cpu" if plan.real else "meta"):
-        model = entry.build().eval()
-    inputs = entry.inputs(model)
-    if plan.real:
-        with torch.no_grad():
-            call(model, inputs(_TRACED_AT))
-    return model, inputs
-
-
-def _trace(outcome: Outcome, model: nn.Module, inputs: Inputs) -> TracedModel | None:
-    before = snapshot(model)
-    start = time.perf_counter()
-    try:
-        traced = fxsplit.trace(model, inputs(_TRACED_AT))
-    except Exception as error:
-        outcome.error = _say(error)
-        return None
-    outcome.seconds = time.perf_counter() - start
-    after = snapshot(model)
-    # RWKV rescales its own weights in forward; putting them back counts as a write.
-    changed = [key for key in before if key != "writes" and before[key] != after[key]]
-    if changed:
-        outcome.error = f"the model is another one afterwards: {', '.join(changed[:3])}"
-        return None
-    report = traced.report
-    outcome.traced = True
-    outcome.warnings = list(report.warnings)
-    outcome.coarse = [path for path, _ in report.coarse_leaves]
-    outcome.nodes = len(traced.graph.nodes)
-    outcome.flops = sum(node.meta.get("flops", 0) for node in traced.graph.nodes)
-    return traced
-
-
-def _look_at(outcome: Outcome, model: nn.Module, traced: TracedModel, inputs: Inputs, plan: Plan) -> None:
-    outcome.eval = {str(batch): compare_eval(model, traced, inputs(batch)) for batch in BATCHES}
-    if plan.real:
-        outcome.train = compare_step(model, traced, inputs(_TRACED_AT))
-        if outcome.train != EXACT and (traced.report.warnings or traced.report.dropped):
-            outcome.train = f"reported: {outcome.train}"
-    model.eval()
-    traced.eval()
-    try:
-        cuts = fxsplit.find_cuts(traced)
-    except Exception as error:
-        outcome.cut_errors = [_say(error)]
-        return
-    outcome.cuts = len(cuts)
-    chosen = list(cuts)
-    if plan.cuts is not None and len(chosen) > plan.cuts:
-        chosen = random.Random(outcome.name).sample(chosen, plan.cuts)
-    for cut in chosen:
-        problem = compare_split(model, traced, inputs(_TRACED_AT), cut)
-        outcome.tried += 1
-        outcome.split += problem == EXACT
-        if problem != EXACT:
-            outcome.cut_errors.append(f"{cut.path}: {problem}")
-    if plan.real and chosen:
-        outcome.fresh = fresh_heads(traced, chosen[len(chosen) // 2])
-
-
-def call(model: Callable[..., Any], example: Any) -> Any:
-    """Call a model with an example as `fxsplit.trace` takes it."""
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
-
-
-def compare_eval(model: nn.Module, other: Callable[..., Any], example: Any) -> str:
-    """``'exact'`` if ``other`` returns what the model returns in eval mode, bit for bit."""
-    with torch.no_grad():
-        try:
-            expected = seeded(lambda: call(model, example))
-        except Exception:
-            return "rejected by the model"
-        try:
-            assert_same(seeded(lambda: call(other, example)), expected)
-        except Exception as error:
-            return _say(error)
-    return EXACT
-
-
-def compare_step(model: nn.Module, other: nn.Module, example: Any) -> str:
-    """``'exact'`` if outputs, gradients and buffers are those of the model after a train step from the same seed."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    results: list[Any] = []
-    try:
-        for module in (model, other):
-            module.train()
-            out = seeded(lambda module=module: call(module, example))
-            floating = [t for t in tensors(out) if t.is_floating_point() and t.requires_grad]
-            if floating:
-                scalar(floating).backward()
-            after = {name: buffer.clone() for name, buffer in module.named_buffers()}
-            gradients = {name: parameter.grad for name, parameter in module.named_parameters(remove_duplicate=False)}
-            results.append((out, gradients, after))
-            module.zero_grad()
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-        (out, gradients, after), (other_out, other_gradients, other_after) = results
-        assert_same(other_out, out)
-        shared = gradients.keys() & other_gradients.keys()
-        assert_same({n: other_gradients[n] for n in shared}, {n: gradients[n] for n in shared})
-        missing = [
-            names for names in _names(model) if gradients[names[0]] is not None and not shared.intersection(names)
-        ]
-        assert not missing, f"no gradient for {missing}"
-        assert_same(
-            {n: b for n, b in other_after.items() if n in after}, {n: after[n] for n in other_after if n in after}
-        )
-    except Exception as error:
-        return "the model raises in train mode" if not results else _say(error)
-    finally:
-        model.zero_grad()
-        model.eval()
-        other.eval()
-    return EXACT
-
-
-def compare_split(model: nn.Module, traced: TracedModel, example: Any, cut: Any) -> str:
-    """``'exact'`` if a split at ``cut`` works and each of its three copied heads returns what the model returns."""
-    try:
-        net = fxsplit.split(traced, cut, heads=3, init="copy")
-        with torch.no_grad():
-            expected = seeded(lambda: call(model, example))
-            outputs = seeded(lambda: call(net.head_outputs, example))
-        for output in outputs:
-            assert_same(output, expected)
-    except Exception as error:
-        return _say(error)
-    return EXACT
-
-
-def fresh_heads(traced: TracedModel, cut: Any) -> str:
-    """``'drawn'`` if no parameter is equal in two fresh heads unless the report says that it is kept."""
-    try:
-        net = fxsplit.split(traced, cut, heads=2, init="fresh")
-    except Exception as error:
-        return _say(error)
-    first, second = (dict(head.named_parameters(remove_duplicate=False)) for head in net.heads)
-    equal = [name for name in first if first[name].numel() > 1 and torch.equal(first[name], second[name])]
-    unexplained = [name for name in equal if not net.report.init.get(name, "kept").startswith("kept")]
-    return "drawn" if not unexplained else f"equal in both heads: {', '.join(unexplained[:3])}"
+def row_of_failure(entry: Entry, plan: Plan, why: str) -> Row:
+    """The row of a model that could not be measured."""
+    return asdict(Outcome(entry.zoo, entry.name, entry.family, plan.real, runs=True, error=why)) | {"rivals": {}}
 
 
 def _rival(
@@ -246,13 +56,13 @@ def _rival(
     subject = copy.deepcopy(model)
     start = time.perf_counter()
     try:
-        graph = trace(subject, inputs(_TRACED_AT))
+        graph = trace(subject, inputs(TRACED_AT))
     except Exception as error:
-        return {"traced": _say(error)}
+        return {"traced": say(error)}
     found = {"traced": EXACT, "seconds": f"{time.perf_counter() - start:.2f}"}
     found["eval"] = compare_eval(model, graph, inputs(BATCHES[1]))
     if real:
-        found["train"] = _without_raising(lambda: compare_step(subject, graph, inputs(_TRACED_AT)))
+        found["train"] = _without_raising(lambda: compare_step(subject, graph, inputs(TRACED_AT)))
     return found
 
 
@@ -260,16 +70,4 @@ def _without_raising(check: Callable[[], str]) -> str:
     try:
         return check()
     except Exception as error:
-        return _say(error)
-
-
-def _names(model: nn.Module) -> list[list[str]]:
-    """All names of every parameter; tied ones have several."""
-    found: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), []).append(name)
-    return list(found.values())
-
-
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return say(error)

@@ -10,19 +10,16 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.coverage._measure import Outcome, Plan, measure
+from benchmarks.coverage._measure import Plan, Row, row_of, row_of_failure
 from benchmarks.coverage._zoos import entries
 from tests.zoo.catalogue.entry import Entry
 
 Job = tuple[str, str, Plan]
-Row = dict[str, Any]
 _MODELS_PER_PROCESS = 25
 
 
@@ -81,7 +78,7 @@ def _measure(job: Job, limit: int) -> Row:
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(limit)
     try:
-        return asdict(measure(_entry(job[0], job[1]), job[2]))
+        return row_of(_entry(job[0], job[1]), job[2])
     except _OutOfTime:
         return _failed(job, f"not done after {limit} s")
     except Exception as error:
@@ -96,4 +93,4 @@ def _entry(zoo: str, name: str) -> Entry:
 
 
 def _failed(job: Job, why: str) -> Row:
-    return asdict(Outcome(job[0], job[1], _entry(job[0], job[1]).family, job[2].real, error=why))
+    return row_of_failure(_entry(job[0], job[1]), job[2], why)

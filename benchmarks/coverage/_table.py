@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks.coverage._measure import EXACT
+from benchmarks.coverage._measure import Row
+from tests.zoo.measure import EXACT
 
-Row = dict[str, Any]
 _REJECTED = "rejected by the model"
 
 
