@@ -22,10 +22,27 @@ _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class DtypeOf:
-    """The dtype of the tensor that record number ``index`` produced, or that dtype's ``limit``, like "min"."""
+    """The dtype of the tensor that record number ``index`` produced, or that dtype's ``limit``, like "min".
 
-    index: int
+    Without an index, the dtype of the model's weights.
+    """
+
+    index: int | None
     limit: str = ""
+
+
+class WeightsDtype(nn.Module):
+    """Returns the dtype that the model is cast to: a graph reads it here, and depends on no weight for it."""
+
+    like: torch.Tensor
+
+    def __init__(self, like: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.zeros((), dtype=like.dtype, device=like.device), persistent=False)
+
+    def forward(self) -> torch.dtype:
+        """The dtype."""
+        return self.like.dtype
 
 
 def main_dtype(model: nn.Module) -> torch.dtype | None:
@@ -69,18 +86,18 @@ def record_as_other_dtype(
 def add_dtypes(values: list[Any], base: Sequence[Record], other: Sequence[Record], live: Sequence[bool]) -> list[str]:
     """Replace dtypes in ``values`` that were different in the ``other`` run by those of live tensors nearby.
 
-    The limits of a dtype, as masks use them, follow too. Returns what cannot follow.
+    Those that were read from a parameter follow the parameters. The limits of a dtype, as masks use them, follow too. Returns what cannot follow.
     """
     latest: dict[str, int] = {}
     lost: list[str] = []
 
-    def follow(source: int | None, path: str) -> Callable[..., Any]:
+    def follow(source: int | None, path: str, of_weights: bool) -> Callable[..., Any]:
         def leaf(value: Any, one: Any, two: Any) -> Any:
             if _same(one, two):
                 return value
             limit = _limit(one, two)
-            if limit is not None and source is not None:
-                return DtypeOf(source, limit)
+            if limit is not None and (source is not None or of_weights):
+                return DtypeOf(None if of_weights else source, limit)
             seen = ("a tensor", "another tensor") if isinstance(one, Ref) else (repr(one), repr(two))
             lost.append(f"{seen[0]} in {path or 'the model itself'}, in another dtype {seen[1]}")
             return value
@@ -94,7 +111,7 @@ def add_dtypes(values: list[Any], base: Sequence[Record], other: Sequence[Record
         source = latest.get(one.path, latest.get(""))
         seen = (values[index], (one.args, one.kwargs), (two.args, two.kwargs))
         changed = f"{one.key[1]} in {one.path or 'the model itself'}, in another dtype with other arguments"
-        values[index] = combine(seen, follow(source, one.path), lambda line=changed: lost.append(line))
+        values[index] = combine(seen, follow(source, one.path, one.of_weights), lambda line=changed: lost.append(line))
         if one.is_tensor and one.dtype is not None and one.dtype.is_floating_point and one.dtype is not two.dtype:
             latest[one.path] = latest[""] = index
     return lost

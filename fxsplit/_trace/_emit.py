@@ -14,7 +14,7 @@ from torch import fx, nn
 from fxsplit._containers import mark_container
 from fxsplit._errors import TraceError
 from fxsplit._graph import keep_persistence
-from fxsplit._trace._dtypes import DtypeOf
+from fxsplit._trace._dtypes import DtypeOf, WeightsDtype
 from fxsplit._trace._fit import SizeExpr
 from fxsplit._trace._merge import Switch
 from fxsplit._trace._model import ModeSwitch, TracedModel
@@ -22,6 +22,7 @@ from fxsplit._trace._records import Call, Record, Ref
 
 # Where a size is read: (position of the tensor's record, dimension).
 Sources = dict[str, tuple[int, int]]
+_WEIGHTS_DTYPE = "_dtype"
 
 
 @dataclass(frozen=True)
@@ -156,16 +157,25 @@ class _Writer:
         return value
 
     def _dtype_of(self, source: DtypeOf) -> fx.Node:
-        tensor = self._nodes[source.index]
-        if source.index not in self._dtypes:
-            with self._graph.inserting_after(tensor):
-                read = self._graph.call_function(builtins.getattr, (tensor, "dtype"))
-            self._dtypes[source.index] = self._plain(read, self._program.records[source.index].modules)
-        dtype = self._dtypes[source.index]
+        dtype = self._weights_dtype() if source.index is None else self._tensor_dtype(source.index)
         if not source.limit:
             return dtype
         limits = self._plain(self._graph.call_function(torch.finfo, (dtype,)), self._record.modules)
         return self._plain(self._graph.call_function(builtins.getattr, (limits, source.limit)), self._record.modules)
+
+    def _tensor_dtype(self, index: int) -> fx.Node:
+        if index not in self._dtypes:
+            tensor = self._nodes[index]
+            with self._graph.inserting_after(tensor):
+                read = self._graph.call_function(builtins.getattr, (tensor, "dtype"))
+            self._dtypes[index] = self._plain(read, self._program.records[index].modules)
+        return self._dtypes[index]
+
+    def _weights_dtype(self) -> fx.Node:
+        if _WEIGHTS_DTYPE not in self.extras:
+            weight = next(p for p in self._model.parameters() if p.is_floating_point())
+            self.extras[_WEIGHTS_DTYPE] = WeightsDtype(weight)
+        return self._plain(self._graph.call_module(_WEIGHTS_DTYPE), self._record.modules)
 
     def _size(self, size: SizeExpr) -> fx.Node:
         node, *others = (self._read_size(symbol) for symbol in size.symbols)

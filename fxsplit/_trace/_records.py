@@ -57,6 +57,7 @@ class Record:
     length: int | None = None  # of a list or tuple
     whole: bool = False  # it is used as a container, without taking items out
     flops: int = 0
+    of_weights: bool = False  # the last dtype that its module read is that of a parameter or buffer
 
     @property
     def path(self) -> str:
