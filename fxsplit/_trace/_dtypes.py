@@ -86,7 +86,8 @@ def record_as_other_dtype(
 def add_dtypes(values: list[Any], base: Sequence[Record], other: Sequence[Record], live: Sequence[bool]) -> list[str]:
     """Replace dtypes in ``values`` that were different in the ``other`` run by those of live tensors nearby.
 
-    Those that were read from a parameter follow the parameters. The limits of a dtype, as masks use them, follow too. Returns what cannot follow.
+    Those that were read from a parameter follow the parameters. The limits of a dtype, as masks use them, follow too.
+    Returns what cannot follow.
     """
     latest: dict[str, int] = {}
     lost: list[str] = []

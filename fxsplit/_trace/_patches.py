@@ -25,6 +25,9 @@ class Listener(Protocol):
     def hook_saved_tensors(self) -> None:
         """Hooks on saved tensors are installed: gradient checkpointing or offloading."""
 
+    def switch_autocast(self, region: torch.autocast) -> None:
+        """A region with autocast on or off was entered."""
+
 
 @contextmanager
 def uncached_weights() -> Iterator[bool]:
@@ -54,7 +57,7 @@ def unfused_encoders() -> Iterator[None]:
 @contextmanager
 def patched(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` about the calls that this thread makes."""
-    call, enter = nn.Module.__call__, saved_tensors_hooks.__enter__
+    call, enter, autocast = nn.Module.__call__, saved_tensors_hooks.__enter__, torch.autocast.__enter__
     apply = torch.autograd.Function.__dict__["apply"]
     thread = threading.get_ident()
 
@@ -74,9 +77,16 @@ def patched(listener: Listener) -> Iterator[None]:
             listener.hook_saved_tensors()
         enter(self)
 
+    def enter_autocast(self: torch.autocast) -> Any:
+        entered = autocast(self)
+        if threading.get_ident() == thread:
+            listener.switch_autocast(self)
+        return entered
+
     nn.Module.__call__ = call_module
     torch.autograd.Function.apply = classmethod(apply_function)  # type: ignore[assignment]
     saved_tensors_hooks.__enter__ = enter_hooks
+    torch.autocast.__enter__ = enter_autocast  # type: ignore[method-assign]
     try:
         with uncached_weights(), unfused_encoders(), torch.compiler.set_stance("force_eager"):
             yield
@@ -84,3 +94,4 @@ def patched(listener: Listener) -> Iterator[None]:
         nn.Module.__call__ = call
         torch.autograd.Function.apply = apply
         saved_tensors_hooks.__enter__ = enter
+        torch.autocast.__enter__ = autocast

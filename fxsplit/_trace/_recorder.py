@@ -35,6 +35,7 @@ class Recorder(TorchFunctionMode):
         output: what the model returned, with refs for tensors; ``returned`` are these tensors.
         guards: tensor values that Python read.
         failures: what could not be recorded.
+        idle_switches: where autocast is switched to what it is already, or for another device.
         opened: leaves that are recorded from the inside, because they take arguments that a graph cannot hold.
         entered: modules that were recorded from the inside.
         raised_in: the innermost module that raised.
@@ -72,6 +73,7 @@ class Recorder(TorchFunctionMode):
         self._is_leaf = is_leaf
         self._counter = counter
         self._tape = Tape(model, counter, RandomWatch(model) if watch_random else None, cached)
+        self.idle_switches: list[Mismatch] = []
         self._weights_read: dict[str, bool] = {}
         self._silent = 0
         self._run = runner(model)
@@ -176,6 +178,15 @@ class Recorder(TorchFunctionMode):
         if not self._silent:
             where = self._tape.path or "the model itself"
             self.dropped.append(f"gradient checkpointing (hooks on saved tensors) in {where}")
+
+    def switch_autocast(self, region: torch.autocast) -> None:
+        """Note that autocast is switched: for the model's device now, or only in another context than this one."""
+        if not self._silent:
+            on = "on" if region._enabled else "off"
+            why = Mismatch(self._tape.path, f"it switches autocast {on}")
+            changes = (region.prev, region.prev_fastdtype) != (region._enabled, region.fast_dtype)
+            here = region.device == self._device and changes and (region.prev or region._enabled)
+            (self.failures if here else self.idle_switches).append(why)
 
     # Parts of these.
 

@@ -123,6 +123,7 @@ class Session:
             raise _Retry from error
         self.opened |= recorder.opened
         self._keep_whole(problems)
+        self._settle_autocast(recorder.idle_switches)
         return recorder
 
     def _run(self, recorder: Recorder, inputs: Inputs, sizes: Sizes, *, train: bool) -> list[Mismatch]:
@@ -188,6 +189,13 @@ class Session:
             )
             raise _Retry
         self._keep_whole(problems)
+
+    def _settle_autocast(self, switches: list[Mismatch]) -> None:
+        self._keep_whole(switch for switch in switches if not self._hides_much(switch.path))
+        for switch in switches:
+            line = f"{switch}, which the graph leaves as it is"
+            if line not in self.report.specialised:
+                self.report.specialised.append(line)
 
     def _hides_much(self, path: str) -> bool:
         return is_large(self.model, self._around_leaves(path))
