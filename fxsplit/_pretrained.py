@@ -106,13 +106,15 @@ def load_pretrained(net: SplitModel, state_dict: Mapping[str, Tensor], strict: b
         True
     """
     parts = _parts(net)
-    slots = [slot for _, part in parts for slot in _slots(net, part)]
+    names = net.source.names
+    order = {name: position for position, name in enumerate(names)}
+    # Where a state dict does not tie what the net ties, the last one stays, as in the original's load_state_dict.
+    slots = sorted((slot for _, part in parts for slot in _slots(net, part)), key=lambda slot: order[slot.name])
     on_meta = next((slot.name for slot in slots if slot.tensor.is_meta), None)
     if on_meta is not None:
         raise SplitError(
             f"{on_meta!r} is on the meta device and can't hold values: call net.to_empty(device='cpu') first."
         )
-    names = net.source.names
     given = {_plain_name(name, names): value for name, value in state_dict.items()}
     by_tensor = {names[name]: value for name, value in given.items() if name in names}
     found = {slot.name: given.get(slot.name, by_tensor.get(names[slot.name])) for slot in slots}
