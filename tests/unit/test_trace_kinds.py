@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 import fxsplit
 from fxsplit._flops import layer_flops
 from fxsplit._trace import TracedModel, trace
-from tests.checks import assert_same, scalar, seeded
+from tests.checks import assert_same
+from tests.zoo.tracing import check_step
 
 WIDTH = 8
 Feed = tuple[tuple[Any, ...], dict[str, Any]]
@@ -46,7 +47,7 @@ def check(model: nn.Module, inputs: Inputs, cut: str, gradients: tuple[bool, ...
                 assert_same(plain(traced(*args, **kwargs)), plain(expected))
                 for output in copied.head_outputs(*args, **kwargs):
                     assert_same(plain(output), plain(expected))
-    check_step(model, traced, inputs(3))
+    check_step(model, traced, inputs(3), plain)
     fresh = fxsplit.split(traced, cut, heads=2)
     assert fresh.report.not_redrawn == {}
     first, second = (dict(head.named_parameters()) for head in fresh.heads)
@@ -63,21 +64,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value).__name__, [plain(item) for item in value]
     return value
-
-
-def check_step(model: nn.Module, traced: nn.Module, feed: Feed) -> None:
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    results = []
-    for module in (model, traced):
-        module.train()
-        out = plain(seeded(lambda module=module: module(*feed[0], **feed[1])))
-        scalar(out).backward()
-        results.append((out, [p.grad for p in model.parameters()], {n: b.clone() for n, b in model.named_buffers()}))
-        model.zero_grad()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-        module.eval()
-    assert_same(results[1], results[0])
 
 
 def vectors(batch: int) -> Feed:
@@ -255,9 +241,7 @@ def test_packed_sequences() -> None:
 
 
 def test_the_longest_length_is_no_number_of_the_graph() -> None:
-    with pytest.raises(
-        fxsplit.TraceError, match=r"longest length, which follows data \(pad_packed_sequence takes total_length\)"
-    ):
+    with pytest.raises(fxsplit.TraceError, match=r"longest length, .*pad_packed_sequence takes total_length"):
         trace(Packs(False), with_lengths(2)[0])
 
 
@@ -323,7 +307,7 @@ def not_compiled(x: Tensor) -> Tensor:
 
 
 def test_functions_that_are_not_to_be_compiled() -> None:
-    check(Between(not_compiled), vectors, "a")
+    check(Between(not_compiled), vectors, "a")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", ["compile", "script"])

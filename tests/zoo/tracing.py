@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxsplit._trace import TracedModel, trace
+from fxsplit._trace._inputs import as_example
 from tests.checks import assert_same, assert_unchanged, scalar, seeded, snapshot
 
 Inputs = Callable[[int], dict[str, Tensor]]
@@ -34,13 +35,16 @@ def check_trace(model: nn.Module, inputs: Inputs, batches: tuple[int, ...] = (2,
     return traced
 
 
-def check_step(model: nn.Module, traced: nn.Module, feed: dict[str, Tensor]) -> None:
-    """One train step from the same state and seed."""
+def check_step(
+    model: nn.Module, traced: nn.Module, example: Any, view: Callable[[Any], Any] = lambda output: output
+) -> None:
+    """One train step from the same state and seed; ``view`` turns an output into containers that torch can flatten."""
+    args, kwargs = as_example(example)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     results: list[Any] = []
     for module in (model, traced):
         module.train()
-        out = seeded(lambda module=module: module(**feed))
+        out = view(seeded(lambda module=module: module(*args, **kwargs)))
         scalar(out).backward()
         after = {name: buffer.clone() for name, buffer in model.named_buffers()}
         results.append((out, [p.grad for p in model.parameters()], after))
