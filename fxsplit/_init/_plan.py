@@ -13,14 +13,17 @@ from fxsplit._init._redraw import KEPT_CONSTANT, Draw, plan_redraw
 from fxsplit._init._replica import Replica, slots_of
 from fxsplit._init._rules import (
     CONFIG_INIT,
+    CREATED,
     RESET,
     construct_from_config,
+    create_alike,
+    fitting,
     model_initialisers,
     reset_of,
     run_model_initialiser,
     values_of,
 )
-from fxsplit._init._statistics import is_constant, is_independent, same_distribution, sample
+from fxsplit._init._statistics import is_constant, is_independent, looks_drawn, same_distribution, sample
 
 META = "meta: holds no values"
 
@@ -28,6 +31,7 @@ META = "meta: holds no values"
 # layer's default one is easily replaced, because a permutation of the same values is at hand.
 _LEVEL_MODEL = 1e-7
 _LEVEL_LAYER = 1e-3
+_TELLING = 512  # elements of a tensor that shows whether it was trained
 
 
 class Planner:
@@ -42,6 +46,7 @@ class Planner:
     def __init__(self, source: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         self.rule: dict[int, str] = {}
         self._source = source
+        self._paths = tensors
         self._tensors = {id(tensor): tensor for tensor in tensors.values()}
         self._redraw: dict[int, Draw] = {}
         self._samples: dict[int, np.ndarray] = {}
@@ -56,6 +61,8 @@ class Planner:
         self._resets = self._replica.owned() if self._replica else {}
         self._computed = ComputedDraws(self._replica, self._tensors) if self._replica else None
         self._untrained = _looks_untrained(source)
+        self._trained = not self._untrained and _looks_trained(source)
+        self._created = self._trained
         self._constructed: set[str] = set()
 
     def draw(self) -> dict[int, Tensor]:
@@ -65,6 +72,7 @@ class Planner:
         if self._replica is not None:
             self._run_initialisers(self._replica, values, first)
             self._draw_computed(values)
+            self._create(values, first)
             self._run_resets(self._replica, values, first)
         for key, tensor in self._tensors.items():
             if key in values and self._repeats(key, values[key]):
@@ -108,6 +116,14 @@ class Planner:
             self.rule[key] = rule
             values[key] = value
 
+    def _create(self, values: dict[int, Tensor], first: bool) -> None:
+        """Take from a new model of the same architecture what a trained one has no initialiser for."""
+        wanted = {path: tensor for path, tensor in self._paths.items() if id(tensor) not in {*values, *self._redraw}}
+        made = create_alike(self._source) if self._created and wanted else None
+        drawn = {} if made is None else values_of(made, fitting(made, wanted), CREATED)
+        by_key = {id(wanted[path]): value for path, value in drawn.items()}
+        self._created = self._take(by_key, values, CREATED, first)
+
     def _run_resets(self, replica: Replica, values: dict[int, Tensor], first: bool) -> None:
         useful = {}
         for path, keys in self._resets.items():
@@ -142,8 +158,14 @@ class Planner:
         if not is_independent(old, new):
             return False
         if rule == RESET:
-            return same_distribution(old, new, _LEVEL_LAYER)
+            return same_distribution(old, new, _LEVEL_LAYER) or self._is_trained(old)
         return not self._untrained or same_distribution(old, new, _LEVEL_MODEL)
+
+    def _is_trained(self, values: np.ndarray) -> bool:
+        """Whether a tensor's values are not a draw, so that a new order of them would not be one either."""
+        if self._untrained or len(values) < _TELLING:
+            return self._trained
+        return not looks_drawn(values)
 
     def _repeats(self, key: int, value: Tensor) -> bool:
         """Whether an initialiser drew the same numbers for an earlier head (a generator of its own, seeded alike)."""
@@ -160,6 +182,13 @@ def _starts_constant(tensor: Tensor) -> bool:
     if tensor.numel() == 1:  # Any single value is constant; these two are what no draw gives.
         return isinstance(tensor, nn.Parameter) and float(tensor.detach()) in (0.0, 1.0)
     return is_constant(tensor)
+
+
+def _looks_trained(model: nn.Module) -> bool:
+    """Whether most of the weights don't look like draws."""
+    weights = [p for p in model.parameters() if p.dim() > 1 and p.numel() >= _TELLING and not p.is_meta]
+    weights = [p for p in weights[:: max(1, len(weights) // 32)] if p.is_floating_point() and not is_constant(p)]
+    return bool(weights) and sum(not looks_drawn(sample(p)) for p in weights) > len(weights) / 2
 
 
 def _looks_untrained(model: nn.Module) -> bool:

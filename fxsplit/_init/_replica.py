@@ -84,7 +84,8 @@ class Replica:
         self._modules = dict(self.model.named_modules(remove_duplicate=False))
         self._below: dict[str, dict[int, Slot]] = {}
         for key, slots in self._slots.items():
-            for slot in slots:
+            # Where constructors tie an output layer to an embedding, the embedding's initialisation stays.
+            for slot in sorted(slots, key=lambda slot: not isinstance(self._modules[slot.owner], nn.Embedding)):
                 for module in _prefixes(slot.owner):
                     self._below.setdefault(module, {}).setdefault(key, slot)
 
@@ -109,8 +110,7 @@ class Replica:
     def run(self, initialise: Callable[[], object], under: str) -> dict[int, Tensor] | None:
         """Return the head tensors of the subtree ``under`` that ``initialise`` wrote to, or None if it fails.
 
-        It finds the source's values in them, each tied tensor once: where constructors tie weights, they initialise
-        both first, and the first one's values stay.
+        It finds the source's values in them, in one slot each: what else is tied to it is initialised to no effect.
         """
         copies = LazyCopies()
         for key, slot in self._below.get(under, {}).items():

@@ -14,6 +14,7 @@ from fxsplit._init._replica import slots_of
 FACTORY = "factory"
 CONFIG_INIT = "config init"
 INIT_WEIGHTS = "init_weights"
+CREATED = "create_model"
 RESET = "reset_parameters"
 
 Factory = Callable[[], nn.Module]
@@ -81,6 +82,29 @@ def run_model_initialiser(module: nn.Module, rule: str) -> None:
 def construct_from_config(model: nn.Module) -> nn.Module:
     """Return a new transformers model of the same class and configuration."""
     return type(model)(model.config)  # type: ignore[call-arg,arg-type]
+
+
+def create_alike(model: nn.Module) -> nn.Module | None:
+    """Return a new timm model of the architecture that a timm model says it has; None for others.
+
+    Arguments that its user gave are not known, apart from the number of classes.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    if not type(model).__module__.startswith("timm.") or not isinstance(config, Mapping):
+        return None
+    import timm
+
+    try:
+        return timm.create_model(config["architecture"], num_classes=model.num_classes)  # type: ignore[arg-type]
+    except Exception:
+        # Foreign code may fail in any way, for an architecture that somebody registered; other rules remain.
+        return None
+
+
+def fitting(model: nn.Module, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the part of ``like`` that a model has tensors for, of the same shapes."""
+    found = {slot.path: tensor.shape for slot, tensor in slots_of(model)}
+    return {path: tensor for path, tensor in like.items() if found.get(path) == tensor.shape}
 
 
 def reset_of(module: nn.Module) -> Callable[[], object] | None:

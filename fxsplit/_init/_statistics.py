@@ -79,8 +79,47 @@ def ks_p_value(first: np.ndarray, second: np.ndarray) -> float:
     both = np.concatenate([first, second])
     cdf1 = np.searchsorted(first, both, side="right") / len(first)
     cdf2 = np.searchsorted(second, both, side="right") / len(second)
-    root = math.sqrt(len(first) * len(second) / (len(first) + len(second)))
-    scaled = (root + 0.12 + 0.11 / root) * float(np.abs(cdf1 - cdf2).max())
+    return _ks_p(float(np.abs(cdf1 - cdf2).max()), len(first) * len(second) / (len(first) + len(second)))
+
+
+def looks_drawn(values: np.ndarray) -> bool:
+    """Whether a sample ``[n]`` fits a centred normal, uniform or truncated normal (at two deviations) distribution.
+
+    Initialisers draw from these. Training makes the tails of weights heavier, and moves their mean.
+    """
+    # torch's trunc_normal_ gives its distant bounds once in a few million draws.
+    bound = 10 * float(np.median(np.abs(values)))
+    values = np.sort(values.clip(-bound, bound))
+    n, scale = len(values), math.sqrt(np.square(values).mean())
+    if scale == 0 or abs(values.mean()) > 5 * scale / math.sqrt(n):
+        return False
+    if (values**4).mean() / scale**4 > 3 + 5 * math.sqrt(24 / n):
+        return False
+    ranks = np.arange(1, n + 1) / n
+    for cdf in (_normal_cdf, _uniform_cdf, _truncated_cdf):
+        expected = cdf(values / scale)
+        if _ks_p(float(np.maximum(ranks - expected, expected - ranks + 1 / n).max()), n) > 1e-3:
+            return True
+    return False
+
+
+def _normal_cdf(z: np.ndarray) -> np.ndarray:
+    return torch.special.ndtr(torch.from_numpy(z)).numpy()
+
+
+def _uniform_cdf(z: np.ndarray) -> np.ndarray:
+    return (0.5 + z / (2 * math.sqrt(3))).clip(0, 1)
+
+
+def _truncated_cdf(z: np.ndarray) -> np.ndarray:
+    mass = math.erf(math.sqrt(2))
+    deviation = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / mass)
+    return ((_normal_cdf(z * deviation) - 0.5) / mass + 0.5).clip(0, 1)
+
+
+def _ks_p(distance: float, n: float) -> float:
+    root = math.sqrt(n)
+    scaled = (root + 0.12 + 0.11 / root) * distance
     if scaled < 0.3:  # The series below converges slowly here, where the p-value is 1 to five digits.
         return 1.0
     return min(1.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * scaled * scaled) for k in range(1, 101)))
@@ -94,7 +133,8 @@ def is_structured(tensor: Tensor, trainable: bool) -> bool:
     if not tensor.is_floating_point():
         return True
     corner = _to_numpy(tensor[tuple(slice(0, 64) for _ in tensor.shape)])
-    if _repeats(corner, torch.finfo(tensor.dtype).bits <= 16):
+    coarse = torch.finfo(tensor.dtype).bits <= 16
+    if _repeats(corner, coarse) or (not coarse and _is_written(corner.reshape(-1)[:64])):
         return True
     if corner.size < 16:
         return _is_progression(corner.reshape(-1))
@@ -139,6 +179,11 @@ def _repeats(corner: np.ndarray, coarse: bool) -> bool:
     distinct = len(np.unique(nonzero))
     # Half precision has few values, so that even true draws collide there.
     return distinct == 1 or (len(nonzero) >= 16 and distinct < min(len(nonzero) / 2, 24 if coarse else math.inf))
+
+
+def _is_written(values: np.ndarray) -> bool:
+    """Whether a person could have written the values: four decimal digits each."""
+    return all(np.float32(f"{value:.4g}") == np.float32(value) for value in values)
 
 
 def _is_progression(flat: np.ndarray) -> bool:
