@@ -82,9 +82,10 @@ def generate(net: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = 
 
 def _graph_module(net: nn.Module) -> fx.GraphModule:
     """The traced or split model in ``net``, which may be wrapped."""
-    inner = net
+    inner: Any = net
     while not isinstance(inner, fx.GraphModule):
-        wrapped = next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None)
+        held = inner._modules if isinstance(inner, nn.Module) else {}
+        wrapped = next((held[name] for name in ("module", "_orig_mod") if name in held), None)
         if wrapped is None:
             raise SplitError(
                 f"Generation needs a traced or split model, got {type(net).__name__}; make one with fxsplit.trace or "

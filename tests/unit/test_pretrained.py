@@ -27,7 +27,15 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
 }
-T5_SIZES: dict[str, Any] = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+T5_SIZES: dict[str, Any] = {
+    "vocab_size": 20,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
 
 
 def image() -> dict[str, Tensor]:
@@ -68,14 +76,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]]
     "vit": (lambda: timm.create_model("test_vit", num_classes=5, img_size=32), image),
     "llama": (lambda: tf.LlamaForCausalLM(tf.LlamaConfig(vocab_size=20, use_cache=False, **SIZES)), text),
     "t5": (
-        lambda: tf.T5ForConditionalGeneration(tf.T5Config(decoder_start_token_id=0, use_cache=False, **T5_SIZES)),
+        lambda: tf.T5ForConditionalGeneration(tf.T5Config(use_cache=False, **T5_SIZES)),
         two_texts,
     ),
     "normed": (Normed, image),
 }
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
+def build(name: str, seed: int = 0) -> Any:
     """The model, with statistics that are not those it starts with."""
     torch.manual_seed(seed)
     model = MODELS[name][0]()

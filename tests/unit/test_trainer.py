@@ -31,8 +31,9 @@ def llama(**options: Any) -> nn.Module:
 
 
 def t5() -> nn.Module:
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    return tf.T5ForConditionalGeneration(tf.T5Config(decoder_start_token_id=0, **sizes, **WORDS))
+    sizes: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    start: dict[str, Any] = {"decoder_start_token_id": 0}
+    return tf.T5ForConditionalGeneration(tf.T5Config(**sizes, **start, **WORDS))
 
 
 def bert(cls: Any, **options: Any) -> nn.Module:
@@ -40,7 +41,8 @@ def bert(cls: Any, **options: Any) -> nn.Module:
 
 
 def vit() -> nn.Module:
-    return tf.ViTForImageClassification(tf.ViTConfig(image_size=16, patch_size=8, num_labels=3, **SIZES))
+    options: dict[str, Any] = {"num_labels": 3, **SIZES}
+    return tf.ViTForImageClassification(tf.ViTConfig(image_size=16, patch_size=8, **options))
 
 
 def text(kind: str, batch: int, length: int = 9) -> dict[str, Tensor]:
@@ -175,7 +177,9 @@ TRAINED: dict[str, tuple[Any, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "sequences" else name for name in TRAINED]
+)
 def test_trainer(name: str, tmp_path: Path) -> None:
     build, kind, options = TRAINED[name]
     torch.manual_seed(0)
