@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ class Listener(Protocol):
 
     def apply_function(self, original: Any, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
         """An autograd function is applied."""
+
+    def call_mapped(self, function: Any, args: tuple[Any, ...]) -> Any:
+        """A function that torch.vmap made is called."""
 
     def hook_saved_tensors(self) -> None:
         """Hooks on saved tensors are installed: gradient checkpointing or offloading."""
@@ -59,7 +63,19 @@ def patched(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` about the calls that this thread makes."""
     call, enter, autocast = nn.Module.__call__, saved_tensors_hooks.__enter__, torch.autocast.__enter__
     apply = torch.autograd.Function.__dict__["apply"]
+    vmap = torch.vmap
     thread = threading.get_ident()
+
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        function = vmap(*args, **kwargs)
+
+        @functools.wraps(function)
+        def call_function(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread or kwargs:
+                return function(*args, **kwargs)
+            return listener.call_mapped(function, args)
+
+        return call_function
 
     def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
@@ -87,6 +103,7 @@ def patched(listener: Listener) -> Iterator[None]:
     torch.autograd.Function.apply = classmethod(apply_function)  # type: ignore[assignment]
     saved_tensors_hooks.__enter__ = enter_hooks
     torch.autocast.__enter__ = enter_autocast  # type: ignore[method-assign]
+    torch.vmap = torch.func.vmap = mapped
     try:
         with uncached_weights(), unfused_encoders(), torch.compiler.set_stance("force_eager"):
             yield
@@ -95,3 +112,4 @@ def patched(listener: Listener) -> Iterator[None]:
         torch.autograd.Function.apply = apply
         saved_tensors_hooks.__enter__ = enter
         torch.autocast.__enter__ = autocast
+        torch.vmap = torch.func.vmap = vmap

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fxsplit._parametrized import parametrized_tensors
 from fxsplit._trace._align import Mismatch
 from fxsplit._trace._calls import as_node, is_random, reads_data, reads_size, replaces_data
+from fxsplit._trace._closures import MappedFunction, captured
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._fold import fold_containers
 from fxsplit._trace._model import FunctionLeaf
 from fxsplit._trace._objects import Opaque, convert, has_tensors, rebuild_output, tensors_in
 from fxsplit._trace._patches import patched, uncached_weights
 from fxsplit._trace._preserve import RandomWatch
+from fxsplit._trace._python_random import PythonRandomWatch
 from fxsplit._trace._ragged import SizeRead, pads_to_the_longest
 from fxsplit._trace._records import Guard, Origin, Record, Ref
 from fxsplit._trace._shadow import runner
@@ -42,6 +45,7 @@ class Recorder(TorchFunctionMode):
         dropped: what is not part of the graph.
         sizes_read: where sizes of a tensor were first read, or decided on a number of results.
         size_reads: which sizes of recorded tensors Python read.
+        draws: where Python or numpy drew random numbers.
         dtype_read: whether Python read the dtype of a tensor.
     """
 
@@ -68,7 +72,9 @@ class Recorder(TorchFunctionMode):
         self.sizes_read: str | None = None
         self.dtype_read = False
         self.size_reads: list[SizeRead] = []
-        self.functions: dict[str, FunctionLeaf] = {}
+        self.draws: list[Mismatch] = []
+        self._python_random = PythonRandomWatch()
+        self.functions: dict[str, FunctionLeaf | MappedFunction] = {}
         self._model = model
         self._is_leaf = is_leaf
         self._counter = counter
@@ -96,6 +102,7 @@ class Recorder(TorchFunctionMode):
         """Run the model on ``args`` and ``kwargs``; ``inputs`` names their values that become placeholders."""
         for name, value in inputs.items():
             self.inputs += self._tape.add_input(name, value)
+        self._python_random.moved()
         with patched(self), torch.enable_grad(), self._counter or nullcontext(), self:
             result = self._model(*args, **kwargs)
             with self._silence():
@@ -114,6 +121,9 @@ class Recorder(TorchFunctionMode):
         if self._silent:
             return self._run(func, args, kwargs)
         given = _Versions(tensors_in((args, kwargs)))
+        if given.are_wrapped():
+            self._fail("it uses a transform of torch.func other than torch.vmap")
+            return func(*args, **kwargs)
         self._tape.forget_flops()
         if self._in_autocast() != self._autocast:
             self._fail("it switches autocast on or off")
@@ -141,12 +151,15 @@ class Recorder(TorchFunctionMode):
         path = self._paths.get(id(module))
         if self._silent or path is None:
             return original(module, *args, **kwargs)
+        self._note_draws()
         try:
             if path and path not in self.opened and self._is_leaf(module, path):
                 with self._silence():
                     values = self._leaf_arguments(path, args, kwargs)
                     if values is not None:
-                        return self._call_leaf(original, module, path, args, kwargs, values)
+                        out = self._call_leaf(original, module, path, args, kwargs, values)
+                        self._python_random.moved()  # what a leaf draws is drawn when the graph runs, too
+                        return out
             return self._call_inside(original, module, path, args, kwargs)
         except BaseException:
             self.raised_in = path if self.raised_in is None else self.raised_in
@@ -172,6 +185,24 @@ class Recorder(TorchFunctionMode):
             written = given.changed()
             ref = self._tape.add("call_module", self._function_name(function), values, written=written)
             return self._tape.bind(out, ref, written=any(out is tensor for tensor in written))
+
+    def call_mapped(self, function: Any, args: tuple[Any, ...]) -> Any:
+        """Record a function that torch.vmap made as one operation on its arguments and what it closes over."""
+        if self._silent:
+            return function(*args)
+        modes = [type(mode) for mode in _get_current_function_mode_stack() if not isinstance(mode, Recorder)]
+        with self._silence():
+            values = captured(function)
+            try:
+                converted = convert((values, *args), self._tape.find)
+            except Opaque as error:
+                self._fail(f"torch.vmap's function takes {error}")
+                return function(*args)
+            self._tape.forget_flops()
+            out = function(*args)
+            name = f"_function_{len(self.functions)}"
+            self.functions[name] = MappedFunction(function, modes)
+            return self._tape.bind(out, self._tape.add("call_module", name, converted), written=False)
 
     def hook_saved_tensors(self) -> None:
         """Note that gradient checkpointing is flattened away."""
@@ -220,11 +251,15 @@ class Recorder(TorchFunctionMode):
         self, original: Any, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if not path:
-            return original(module, *args, **kwargs)
+            out = original(module, *args, **kwargs)
+            self._note_draws()
+            return out
         self.entered.add(path)
         self._tape.open.append(path)
         try:
-            return original(module, *args, **kwargs)
+            out = original(module, *args, **kwargs)
+            self._note_draws()
+            return out
         finally:
             self._tape.open.pop()
 
@@ -239,6 +274,11 @@ class Recorder(TorchFunctionMode):
         finally:
             self._silent -= 1
 
+    def _note_draws(self) -> None:
+        if self._python_random.moved():
+            why = "it draws from the random generators of Python or numpy, whose numbers would be constants of the graph"
+            self.draws.append(Mismatch(self._tape.path, why))
+
     def _fail(self, why: str) -> None:
         self.failures.append(Mismatch(self._tape.path, why))
 
@@ -249,7 +289,7 @@ class Recorder(TorchFunctionMode):
 
     def _function_name(self, function: type[torch.autograd.Function]) -> str:
         for name, leaf in self.functions.items():
-            if leaf.function is function:
+            if isinstance(leaf, FunctionLeaf) and leaf.function is function:
                 return name
         name = f"_function_{len(self.functions)}"
         self.functions[name] = FunctionLeaf(function)
@@ -283,6 +323,10 @@ class _Versions:
     def changed(self) -> list[torch.Tensor]:
         """The tensors that were written since."""
         return [tensor for tensor, version in self._seen if _version(tensor) != version]
+
+    def are_wrapped(self) -> bool:
+        """Whether one of the tensors is what a function under ``torch.func`` sees, which is no value of a graph."""
+        return any(is_functorch_wrapped_tensor(tensor) for tensor, _ in self._seen)
 
     def are(self, tensors: Iterable[torch.Tensor]) -> bool:
         """Whether these are still the same tensors."""
