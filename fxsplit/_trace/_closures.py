@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import CellType, FunctionType
 from typing import Any
 
@@ -48,8 +48,10 @@ def _rebuild(value: Any, replace: Replace, made: dict[int, Any]) -> Any:
         arguments = [_rebuild(item, replace, made) for item in value.args]
         keywords = {name: _rebuild(item, replace, made) for name, item in value.keywords.items()}
         return functools.partial(_rebuild(value.func, replace, made), *arguments, **keywords)
-    if type(value) in (list, tuple):
-        return type(value)(_rebuild(item, replace, made) for item in value)
+    if type(value) is list:
+        return [_rebuild(item, replace, made) for item in value]
+    if type(value) is tuple:
+        return tuple(_rebuild(item, replace, made) for item in value)
     return value
 
 
@@ -60,10 +62,8 @@ def _rebuild_function(function: FunctionType, replace: Replace, made: dict[int, 
     new.__kwdefaults__ = function.__kwdefaults__
     made[id(function)] = new  # a function may close over itself
     for cell, content in zip(cells, old, strict=True):
-        try:
+        with suppress(ValueError):  # it is empty, since its variable has no value yet
             cell.cell_contents = _rebuild(content.cell_contents, replace, made)
-        except ValueError:  # it is empty, since its variable has no value yet
-            continue
     return new
 
 
