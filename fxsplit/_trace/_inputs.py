@@ -75,17 +75,19 @@ class Inputs:
     extents: Sizes = dataclasses.field(default_factory=dict)
 
     def schedule(self) -> list[Sizes]:
-        """The sizes to record at: the base, then other batch sizes, then shorter sequences."""
+        """The sizes to record at: the base, then other batch sizes, which shorter sequences come with."""
         if BATCH not in self.sizes:
             return [{}]
         lengths = {symbol: size for symbol, size in self.sizes.items() if symbol != BATCH}
-        batches = [{BATCH: batch, **lengths} for batch in _BATCHES]
+        base, *others = ({BATCH: batch, **lengths} for batch in _BATCHES)
+        if not lengths:
+            return [base, *others]
         shorter = [
-            {BATCH: batch, **lengths, symbol: length - less}
+            {**other, symbol: length - less}
             for symbol, length in lengths.items()
-            for batch, less in zip(_BATCHES, _SHORTER, strict=False)
+            for other, less in zip(reversed(others), _SHORTER, strict=True)
         ]
-        return [*batches, *shorter]
+        return [base, others[0], *shorter]
 
     def largest(self) -> Sizes:
         """The sizes of the rehearsal, larger than those of the schedule."""

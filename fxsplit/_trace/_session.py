@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxsplit._errors import TraceError
@@ -25,8 +26,10 @@ from fxsplit._trace._merge import Merged, add_train_loosely, add_train_mode, dif
 from fxsplit._trace._preserve import preserved
 from fxsplit._trace._ragged import baked_sizes
 from fxsplit._trace._recorder import Recorder
+from fxsplit._trace._repeat import differences
 from fxsplit._trace._records import Guard, Origin
 from fxsplit._trace._report import TraceReport
+from fxsplit._trace._shadow import is_on_meta
 
 _MAX_ROUNDS = 40
 
@@ -91,7 +94,9 @@ class Session:
         if self.exact_train:
             self._settle_train(pair_up(base.records, train.records, "in train mode"))
         program, assumed = self._merge(runs, train)
-        checks = [(schedule[min(1, len(schedule) - 1)], False, runs[min(1, len(runs) - 1)]), (schedule[0], True, train)]
+        checks = [(schedule[min(1, len(schedule) - 1)], False, runs[min(1, len(runs) - 1)])]
+        if not is_on_meta(self.model):  # where shapes are all there is to compare, one run will do
+            checks.append((schedule[0], True, train))
         return Recording(program, base, checks, assumed)
 
     def _other_sizes(self, base: Recorder, schedule: Sequence[Sizes]) -> list[Recorder]:
@@ -115,27 +120,70 @@ class Session:
     ) -> Recorder:
         recorder = self._recorder(counter, watch_random=train)
         try:
-            problems = self._run(recorder, self.inputs, sizes, train=train)
+            problems = self._run(recorder, self.inputs, sizes, train=train, again=counter is not None)
         except Exception as error:
             if droppable:
                 self._fix_lengths(f"{type(error).__name__}: {error}")
+            if not train and BATCH in self.inputs.sizes and self._refuses(sizes):
+                self.fix_sizes(f"at {BATCH} = {sizes[BATCH]} the model raises {type(error).__name__}: {error}")
+                raise _Retry from error
             self._keep_whole_after(recorder.raised_in or "", error, "train" if train else "eval")
             raise _Retry from error
         self.opened |= recorder.opened
         self._keep_whole(problems)
         self._settle_autocast(recorder.idle_switches)
+        if not train:
+            self._keep_whole(recorder.draws)
+        elif self.exact_train:
+            self._settle_train(recorder.draws)
+        if not recorder.returned and not train:
+            raise TraceError(
+                f"{type(self.model).__name__} returns no tensor, so there is nothing to record. Let its forward return "
+                "what it computes."
+            )
         return recorder
 
-    def _run(self, recorder: Recorder, inputs: Inputs, sizes: Sizes, *, train: bool) -> list[Mismatch]:
-        """Record one run, leaving the model as it was; return what could not be recorded."""
+    def _refuses(self, sizes: Sizes) -> bool:
+        """Whether the model itself, without a recorder, raises at these sizes."""
+        args, kwargs, _ = self.inputs.make(sizes)
+        with preserved(self.model), torch.no_grad():
+            self.model.eval()
+            seed_everything()
+            try:
+                self.model(*args, **kwargs)
+            except Exception:
+                return True
+        return False
+
+    def _run(
+        self, recorder: Recorder, inputs: Inputs, sizes: Sizes, *, train: bool, again: bool = False
+    ) -> list[Mismatch]:
+        """Record one run, leaving the model as it was; return what could not be recorded.
+
+        With ``again``, a model that has changed its attributes is called once more, to see whether they matter.
+        """
         args, kwargs, named = inputs.make(sizes)
         with preserved(self.model) as snapshot:
             self.model.train(train)
             seed_everything()
             recorder.run(args, kwargs, named)
-            rebound = [path for path, module in self.model.named_modules() if snapshot.has_other_buffers(module)]
+            modules = dict(self.model.named_modules())
+            rebound = [path for path, module in modules.items() if snapshot.has_other_buffers(module)]
+            changed = again and snapshot.changed() & {id(modules[path]) for path in recorder.entered}
+            repeated = self._repeat(recorder, inputs, sizes) if changed and not recorder.failures else []
         replaced = [Mismatch(path, "its forward replaces a buffer") for path in rebound if path in recorder.entered]
-        return [*recorder.failures, *replaced]
+        return [*recorder.failures, *replaced, *repeated]
+
+    def _repeat(self, recorder: Recorder, inputs: Inputs, sizes: Sizes) -> list[Mismatch]:
+        args, kwargs, named = inputs.make(sizes)
+        again = self._recorder()
+        seed_everything()
+        try:
+            again.run(args, kwargs, named)
+        except Exception as error:
+            why = f"when it is called again it raises {type(error).__name__}: {error}"
+            return [Mismatch(again.raised_in or "", why)]
+        return differences(recorder, again)
 
     def _recorder(self, counter: FlopCounter | None = None, *, watch_random: bool = False) -> Recorder:
         return Recorder(
