@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxsplit._random import random_state_kept
+from fxsplit._trace._objects import is_plain
 from fxsplit._trace._records import storage_id
 
 _COPIED = (dict, list, set, collections.OrderedDict)
@@ -61,6 +62,22 @@ class Snapshot:
         before, now = self._buffers[id(module)], module._buffers
         return now.keys() != before.keys() or any(now[name] is not before[name] for name in before)
 
+    def changed(self) -> set[int]:
+        """The ids of the modules whose attributes are others than they were, or hold others."""
+        kept = {id(value): items for value, items in self._containers}
+
+        def same(value: Any, before: Any) -> bool:
+            if value is before:
+                return id(value) not in kept or _holds(value, kept[id(value)])
+            return is_plain(value) and type(value) is type(before) and value == before
+
+        return {
+            id(module)
+            for module, before in zip(self._modules, self._attributes, strict=True)
+            if module.__dict__.keys() != before.keys()
+            or not all(same(value, before[name]) for name, value in module.__dict__.items() if name != "training")
+        }
+
     def restore(self) -> None:
         """Put everything back."""
         for module, attributes in zip(self._modules, self._attributes, strict=True):
@@ -83,6 +100,13 @@ class Snapshot:
         with torch.no_grad():
             for tensor, value in self._values.values():
                 tensor.data.copy_(value)
+
+
+def _holds(container: Any, items: Any) -> bool:
+    """Whether a container holds exactly these objects."""
+    if isinstance(container, dict):
+        return container.keys() == dict(items).keys() and all(container[key] is items[key] for key in container)
+    return len(container) == len(items) and all(a is b for a, b in zip(container, items, strict=True))
 
 
 class _WriteWatch(TorchDispatchMode):

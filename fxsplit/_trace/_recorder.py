@@ -276,7 +276,7 @@ class Recorder(TorchFunctionMode):
 
     def _note_draws(self) -> None:
         if self._python_random.moved():
-            why = "it draws from the random generators of Python or numpy, whose numbers would be constants of the graph"
+            why = "it draws random numbers of Python or numpy, which would be constants of the graph"
             self.draws.append(Mismatch(self._tape.path, why))
 
     def _fail(self, why: str) -> None:

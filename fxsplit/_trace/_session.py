@@ -26,8 +26,8 @@ from fxsplit._trace._merge import Merged, add_train_loosely, add_train_mode, dif
 from fxsplit._trace._preserve import preserved
 from fxsplit._trace._ragged import baked_sizes
 from fxsplit._trace._recorder import Recorder
-from fxsplit._trace._repeat import differences
 from fxsplit._trace._records import Guard, Origin
+from fxsplit._trace._repeat import differences
 from fxsplit._trace._report import TraceReport
 from fxsplit._trace._shadow import is_on_meta
 
@@ -52,7 +52,8 @@ class Recording:
 class Session:
     """The plan of a trace: which modules are leaves, which sizes vary, whether train mode has to agree exactly.
 
-    ``cached`` names the buffers that the model replaced when it first saw the example.
+    ``cached`` names the buffers that the model replaced when it first saw the example. ``stateful`` says that what the
+    model keeps in attributes changes what it returns.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class Session:
     report: TraceReport
     cached: frozenset[str] = frozenset()
     exact_train: bool = True
+    stateful: bool = False
     forced: dict[str, str] = field(default_factory=dict)
     opened: set[str] = field(default_factory=set)
 
@@ -170,7 +172,9 @@ class Session:
             modules = dict(self.model.named_modules())
             rebound = [path for path, module in modules.items() if snapshot.has_other_buffers(module)]
             changed = again and snapshot.changed() & {id(modules[path]) for path in recorder.entered}
+            snapshot.restore_values()  # of parameters and buffers, whose changes are part of the graph
             repeated = self._repeat(recorder, inputs, sizes) if changed and not recorder.failures else []
+            self.stateful |= bool(repeated)
         replaced = [Mismatch(path, "its forward replaces a buffer") for path in rebound if path in recorder.entered]
         return [*recorder.failures, *replaced, *repeated]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,11 @@ def _record(model: nn.Module, example: Any, leaves: frozenset[str]) -> TracedMod
         session = Session(model, inputs, leaves, report, cached)
         recording = session.run()
     traced, problem = _emit(model, session, recording)
+    if problem is not None and session.stateful:
+        # The runs so far began with what the rehearsal had left behind, but the graph begins where the model is.
+        with preserved(model):
+            recording = session.run()
+        traced, problem = _emit(model, session, recording)
     if problem is not None and recording.assumed_sizes:
         session.fix_sizes(problem)
         with preserved(model):
@@ -99,12 +104,11 @@ def _record(model: nn.Module, example: Any, leaves: frozenset[str]) -> TracedMod
     return traced
 
 
-def _rehearse_any(model: nn.Module, candidates: list[Example], report: TraceReport) -> tuple[Example, Inputs]:
+def _rehearse_any(model: nn.Module, candidates: Iterable[Example], report: TraceReport) -> tuple[Example, Inputs]:
     """The first candidate that the model accepts; what it says about the first one if there is none."""
-    bound = [prepared(model, complete(model, bind(model, candidate))) for candidate in candidates]
     refusals: list[TraceError] = []
-    for candidate, arguments in zip(candidates, bound, strict=True):
-        found = _rehearse(model, arguments, report)
+    for candidate in candidates:
+        found = _rehearse(model, prepared(model, complete(model, bind(model, candidate))), report)
         if isinstance(found, Inputs):
             return candidate, found
         refusals.append(found)

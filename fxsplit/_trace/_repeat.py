@@ -1,0 +1,51 @@
+"""Finds out whether a model that changes itself in forward does something else when it is called again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fxsplit._trace._align import Mismatch, pair_up
+from fxsplit._trace._merge import differing_constants
+from fxsplit._trace._nested import combine
+from fxsplit._trace._recorder import Recorder
+
+_WHAT = "when it is called again"
+
+
+def differences(first: Recorder, again: Recorder) -> list[Mismatch]:
+    """Where a second run on the same inputs did something else; empty if it returned the same.
+
+    A cache that the first run filled changes what is computed, but not what is returned.
+    """
+    if _same_tensors(first.returned, again.returned) and not _unequal(first.output, again.output):
+        return []
+    found = pair_up(first.records, again.records, _WHAT)
+    if found:
+        return found
+    for one, other in zip(first.records, again.records, strict=True):
+        values = _unequal((one.args, one.kwargs), (other.args, other.kwargs))
+        found += [Mismatch(one.owner, f"{_WHAT} it uses {b!r} where it used {a!r}") for a, b in values]
+    found += differing_constants(first.records, [first.constants, again.constants])
+    return found or [Mismatch("", f"{_WHAT} it returns something else")]
+
+
+def _same_tensors(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    if [(one.shape, one.dtype) for one in a] != [(one.shape, one.dtype) for one in b]:
+        return False
+    return all(one.is_meta or torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in zip(a, b, strict=True))
+
+
+def _unequal(a: Any, b: Any) -> list[tuple[Any, Any]]:
+    """The pairs of values at one place of two nested values that are not the same."""
+    found: list[tuple[Any, Any]] = []
+
+    def leaf(one: Any, two: Any) -> Any:
+        nan = isinstance(one, float) and one != one and two != two
+        if type(one) is not type(two) or (one != two and not nan):
+            found.append((one, two))
+        return one
+
+    combine((a, b), leaf, lambda: found.append(("one structure", "another")))
+    return found
