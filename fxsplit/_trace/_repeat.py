@@ -8,8 +8,9 @@ import torch
 
 from fxsplit._trace._align import Mismatch, pair_up
 from fxsplit._trace._merge import differing_constants
-from fxsplit._trace._nested import combine
+from fxsplit._trace._nested import combine, map_value
 from fxsplit._trace._recorder import Recorder
+from fxsplit._trace._records import Ref
 
 _WHAT = "when it is called again"
 
@@ -19,7 +20,8 @@ def differences(first: Recorder, again: Recorder) -> list[Mismatch]:
 
     A cache that the first run filled changes what is computed, but not what is returned.
     """
-    if _same_tensors(first.returned, again.returned) and not _unequal(first.output, again.output):
+    outputs = (map_value(run.output, lambda leaf: None if isinstance(leaf, Ref) else leaf) for run in (first, again))
+    if _same_tensors(first.returned, again.returned) and not _unequal(*outputs):
         return []
     found = pair_up(first.records, again.records, _WHAT)
     if found:
