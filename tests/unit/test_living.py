@@ -357,7 +357,7 @@ def test_the_modules_of_the_user_are_not_marked() -> None:
             self.plain.layer = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.plain.layer(x)
+            return self.plain.layer(x)  # type: ignore[operator]
 
     model = Model()
     fxsplit.trace(model, torch.zeros(1, 3))
