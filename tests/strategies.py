@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.nets import conv, token
+from tests.nets import conv, paths, token
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -181,6 +181,65 @@ class TokenCase(Case):
         return (*early, *(f"blocks.{i}." for i in range(last + 1)))
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class PathCase(Case):
+    """A net in which several tensors carry the computation at once; ``blocks`` of the others are no matter here."""
+
+    kind: str = "branches"
+    depth: int = 2
+    branches: int = 2
+    special: bool = False
+
+    def network(self) -> nn.Module:
+        make: dict[str, Callable[[], nn.Module]] = {
+            "branches": lambda: paths.Branches(self.depth, self.branches, exchange=not self.special),
+            "unet": lambda: paths.UNet(self.depth),
+            "translation": lambda: paths.EncoderDecoder(self.depth, queries=self.special),
+            "towers": lambda: paths.Towers(self.depth),
+        }
+        return make[self.kind]()
+
+    def inputs(self, batch: int) -> dict[str, Tensor]:
+        inputs = {"x": torch.randn(batch, 4)}
+        if self.kind == "towers":
+            inputs["other"] = torch.randn(batch + 1, 4)[:batch]
+        elif self.kind == "translation" and not self.special:
+            inputs["target"] = torch.randn(batch, 4)
+        return inputs
+
+    @property
+    def mains(self) -> dict[str, int]:
+        """Every block in order of execution, with the number of tensors that carry the computation after it."""
+
+        def numbered(name: str) -> list[str]:
+            return [f"{name}.{i}" for i in range(self.depth)]
+
+        if self.kind == "branches":
+            return dict.fromkeys(numbered("blocks"), self.branches)
+        if self.kind == "unet":
+            downs = {path: i + 1 for i, path in enumerate(numbered("downs"))}
+            return downs | {"bottom": self.depth + 1} | {p: self.depth - i for i, p in enumerate(numbered("ups"))}
+        if self.kind == "towers":
+            return dict.fromkeys([*numbered("left"), *numbered("right")], 1)
+        # Queries have nothing of their own: all that the decoder knows is the encoder's.
+        decoder = dict.fromkeys(numbered("decoder"), 2 if self.special else 1)
+        return dict.fromkeys(numbered("encoder"), 1) | decoder | {f"decoder.{self.depth - 1}": 1}
+
+    @property
+    def legal(self) -> tuple[str, ...]:
+        return tuple(path for path, count in self.mains.items() if count == 1)
+
+    @property
+    def illegal(self) -> tuple[str, ...]:
+        return tuple(path for path, count in self.mains.items() if count > 1)
+
+    def trunk_prefixes(self, path: str) -> tuple[str, ...]:
+        order = list(self.mains)
+        early = ("stem", "embed", "first", "second")
+        late = ("queries", "target") if path.startswith("decoder") else ()
+        return (*early, *late, *(f"{name}." for name in order[: order.index(path) + 1]))
+
+
 def _conv_blocks(kinds: list[str]) -> bool:
     """Autograd keeps a ReLU's output, so that a block which overwrites its input can't follow."""
     return not any(a in conv.ENDS_WITH_RELU and b == "inplace" for a, b in itertools.pairwise(kinds))
@@ -221,6 +280,21 @@ def token_cases(
 def cases(**bounds: Any) -> st.SearchStrategy[Case]:
     """Conv nets and token nets, both in half of the draws."""
     return st.one_of(conv_cases(**bounds), token_cases(**bounds))
+
+
+def path_cases() -> st.SearchStrategy[PathCase]:
+    return st.builds(
+        PathCase,
+        kind=st.sampled_from(["branches", "unet", "translation", "towers"]),
+        depth=st.integers(2, 4),
+        branches=st.integers(2, 3),
+        special=st.booleans(),
+    )
+
+
+def all_cases() -> st.SearchStrategy[Case]:
+    """Nets with one stream and nets with several."""
+    return st.one_of(cases(), path_cases())
 
 
 @st.composite

@@ -68,8 +68,7 @@ def block_paths(instances: Sequence[Instance], follows: Follows = lambda one, ot
     for candidates in _preferences(instances):
         kinds = _kinds(candidates, follows)
         if kinds:
-            active = _resolve_nesting([i for i in candidates if i.kind in kinds], follows)
-            winners = _innermost_containers([i for i in candidates if i.kind in active])
+            winners = _innermost_containers(_resolve_nesting([i for i in candidates if i.kind in kinds], follows))
             found = _with_siblings(instances, winners)
             return [i.path for i in _in_lists(found, follows) if i.complete]
     return []
@@ -99,15 +98,25 @@ def _kinds(instances: Iterable[Instance], follows: Follows) -> Kinds:
     return found
 
 
-def _resolve_nesting(candidates: Sequence[Instance], follows: Follows) -> Kinds:
-    """The classes that win."""
+def _resolve_nesting(candidates: Sequence[Instance], follows: Follows) -> list[Instance]:
+    """The instances that win: classes that lose to those they hold are out, parts of the winners, too."""
     by_path = {i.path: i for i in candidates}
-    active = {i.kind for i in candidates}
-    while pair := _innermost_pair(by_path, active):
-        outer, inner, groups = pair
+    while pair := _innermost_pair(by_path):
+        outer, groups = pair
         chained = any(_is_chain(parts, follows) for parts in groups[:_MANY])
-        active.discard(outer if chained or _is_at_home_elsewhere(groups, candidates, follows) else inner)
-    return active
+        if chained or _is_at_home_elsewhere(groups, by_path.values(), follows):
+            by_path = {path: i for path, i in by_path.items() if i.kind is not outer}
+        else:
+            by_path = _without_parts(by_path, [part for parts in groups for part in parts])
+    return list(by_path.values())
+
+
+def _without_parts(by_path: dict[str, Instance], parts: Sequence[Instance]) -> dict[str, Instance]:
+    """Without parts of other blocks, and without all of their class if more of it are such parts than not."""
+    kind, inside = parts[0].kind, {part.path for part in parts}
+    rest = [i for i in by_path.values() if i.kind is kind and i.path not in inside]
+    drop = inside if len(rest) >= len(inside) else inside | {i.path for i in rest}
+    return {path: i for path, i in by_path.items() if path not in drop}
 
 
 def _innermost_containers(winners: Sequence[Instance]) -> list[Instance]:
@@ -115,21 +124,18 @@ def _innermost_containers(winners: Sequence[Instance]) -> list[Instance]:
     return [w for w in winners if w.kind not in CONTAINERS or w.path not in around]
 
 
-def _innermost_pair(
-    by_path: dict[str, Instance], active: Kinds
-) -> tuple[type[nn.Module], type[nn.Module], list[list[Instance]]] | None:
-    """An outer and an inner class with nothing between and nothing further in; the inner ones by outer instance."""
+def _innermost_pair(by_path: dict[str, Instance]) -> tuple[type[nn.Module], list[list[Instance]]] | None:
+    """An outer class, and the instances of an inner one by outer instance: nothing between, nothing further in."""
     held: dict[tuple[type[nn.Module], type[nn.Module]], dict[str, list[Instance]]] = {}
     for path, instance in by_path.items():
-        around = (by_path[p] for p in parents(path) if p in by_path)
-        outer = next((i for i in around if i.kind in active), None)
-        if instance.kind in active and outer is not None and outer.kind is not instance.kind:
+        outer = next((by_path[p] for p in parents(path) if p in by_path), None)
+        if outer is not None and outer.kind is not instance.kind:
             held.setdefault((outer.kind, instance.kind), {}).setdefault(outer.path, []).append(instance)
     has_inside = {outer for outer, _ in held}
     for (outer, inner), groups in held.items():
         # Two classes that hold each other have no innermost one: take either.
         if inner not in has_inside or (inner, outer) in held:
-            return outer, inner, sorted(groups.values(), key=len, reverse=True)
+            return outer, sorted(groups.values(), key=len, reverse=True)
     return None
 
 
@@ -143,13 +149,10 @@ def _is_chain(parts: Sequence[Instance], follows: Follows) -> bool:
 def _is_at_home_elsewhere(
     groups: Sequence[Sequence[Instance]], candidates: Iterable[Instance], follows: Follows
 ) -> bool:
-    """Whether instances follow one another in other lists, and here stand alone in their list or are the fewer."""
-    inside = [part for parts in groups for part in parts]
-    members = [i for i in candidates if i.kind is inside[0].kind]
-    alone = all(len(parts) == 1 and parts[0].listed for parts in groups)
-    if not alone and 2 * len(inside) >= len(members):
+    """Whether instances stand alone in their lists here (a stage of one layer), but follow one another in others."""
+    if not all(len(parts) == 1 and parts[0].listed for parts in groups):
         return False
-    listed = [i for i in members if i.listed]
+    listed = [i for i in candidates if i.kind is groups[0][0].kind and i.listed]
     return any(one.holder == other.holder and follows(one.path, other.path) for one, other in pairwise(listed))
 
 
@@ -189,7 +192,7 @@ def _in_lists(blocks: Sequence[Instance], follows: Follows) -> Sequence[Instance
         and follows(one.path, other.path)
     ]
     places, kinds = {i.place for i in chains}, {i.kind for i in chains}
-    return [i for i in blocks if i.place in places or (i.kind in kinds and i.listed)] if chains else blocks
+    return [i for i in blocks if i.place in places or i.kind in kinds] if chains else blocks
 
 
 def _unnumbered(path: str) -> str:

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from fxsplit._errors import TraceError, near_matches
 from fxsplit._params import find_masks
+from fxsplit._trace._detection import refuse_detection
 from fxsplit._trace._model import TracedModel
 
 _RESERVED = ("graph", "code", "meta", *(name for name in vars(TracedModel) if not name.startswith("_")))
@@ -33,6 +34,7 @@ def check_model(model: Any) -> nn.Module:
         done = "split already" if {"trunk", "heads", "vote"} <= model._modules.keys() else "a graph already"
         raise TraceError(f"{kind} is {done} (a {type(model).__mro__[1].__name__}). Pass the original model.")
     _check_parts(model)
+    refuse_detection(model)
     return model
 
 

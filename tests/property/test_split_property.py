@@ -199,15 +199,20 @@ def test_fresh_heads_differ_in_every_random_parameter(draw: tuple[Case, str]) ->
 
 
 @holds_for(case=conv_cases(min_blocks=2).filter(lambda case: case.long_skip))
-def test_a_living_skip_connection_forbids_the_cut(case: Case) -> None:
+def test_across_a_living_skip_connection_only_blocks_are_cut_by_path(case: Case) -> None:
     model = case.build()
     traced = fxsplit.trace(model, case.example())
-    legal = {cut.path for cut in fxsplit.find_cuts(traced, every_module=True)}
+    blocks = {cut.path: cut for cut in fxsplit.find_cuts(traced)}
     before = snapshot(model)
     for path in case.illegal:
-        assert path not in legal
-        with pytest.raises(fxsplit.CutError, match=path):
-            fxsplit.split(traced, path, heads=2)
+        if path in blocks:
+            assert len([item for item in blocks[path].crossing if item.main]) > 1
+            net = fxsplit.split(traced, path, heads=2, init="copy")
+            for output in call(net.head_outputs, case.example(3)):
+                assert_same(output, call(model, case.example(3)))
+        else:
+            with pytest.raises(fxsplit.CutError, match=path):
+                fxsplit.split(traced, path, heads=2)
     assert_unchanged(before, model)
 
 

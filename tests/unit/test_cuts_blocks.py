@@ -153,6 +153,48 @@ def test_a_model_that_ends_with_a_block_has_the_blocks_before(count: int) -> Non
     assert [cut.path for cut in cuts] == numbered("layers", count - 1)
 
 
+def test_what_stands_in_a_list_with_blocks_is_one_but_a_first_single_layer_is_not() -> None:
+    convolution = Instance("features.0", Attention, True, layers=1)
+    found = [convolution, instance("features.1", Stage), *(instance(f"features.{i}", Layer) for i in (2, 3))]
+    between = [Instance("features.4", Attention, True, layers=1), instance("features.5", Layer)]
+    assert block_paths([*found, *between]) == [f"features.{i}" for i in range(1, 6)]
+
+
+def test_what_lies_between_lists_of_blocks_is_none() -> None:
+    found = [instance(f"stages.{i}.{name}", Layer) for i in range(2) for name in ("blocks.0", "blocks.1")]
+    merging = [Instance(f"stages.{i}.merging", Stage, True, listed=False) for i in range(2)]
+    mixed = [*found[:2], merging[0], *found[2:], merging[1]]
+    assert block_paths(mixed) == [i.path for i in found]
+
+
+def test_a_block_of_parallel_branches_is_one_block() -> None:
+    stages = [f"stages.{i}" for i in range(3)]
+    found: list[Instance] = []
+    for stage in stages:
+        found += [*(instance(f"{stage}.branches.{j}", Layer) for j in range(2)), instance(stage, Stage)]
+
+    def follows(one: str, other: str) -> bool:
+        return one.split(".")[:2] != other.split(".")[:2]
+
+    assert block_paths(found, follows) == stages
+
+
+def test_blocks_that_run_once_go_before_parts_that_run_repeatedly() -> None:
+    found = [instance(f"encoder.{i}", Layer) for i in range(2)]
+    recurrent = [Instance(f"update.{i}", Attention, True, reused=True) for i in range(2)]
+    assert block_paths([*found, *recurrent]) == ["encoder.0", "encoder.1"]
+    assert block_paths(recurrent) == ["update.0", "update.1"]
+
+
+def test_a_stage_of_a_single_layer_is_no_block_where_layers_are_listed() -> None:
+    found: list[Instance] = []
+    for i in range(2):
+        found += [instance(f"stages.{i}.layers.0", Layer), instance(f"stages.{i}", Stage)]
+    text = [instance(f"text.layers.{i}", Layer) for i in range(2)]
+    assert block_paths([*found, *text]) == ["stages.0.layers.0", "stages.1.layers.0", "text.layers.0", "text.layers.1"]
+    assert block_paths(found) == ["stages.0", "stages.1"]
+
+
 def test_containers_count_only_if_nothing_else_does() -> None:
     stages = [instance(f"stage{i}", nn.Sequential) for i in range(2)]
     layers = [instance(f"layers.{i}", Layer) for i in range(2)]
