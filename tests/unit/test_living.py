@@ -284,7 +284,8 @@ torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=stor
 net = made("vit", "masked")
 torch.manual_seed(1)
 x = image(4)["x"]
-DistributedDataParallel(net)(x[2 * rank : 2 * rank + 2]).square().mean().backward()
+parallel = DistributedDataParallel(net)
+parallel(x[2 * rank : 2 * rank + 2]).square().mean().backward()
 torch.save([p.grad for p in net.parameters()], os.path.join(folder, f"{rank}.pt"))
 torch.distributed.destroy_process_group()
 """
