@@ -34,6 +34,7 @@ def describe(report: TraceReport, inputs: Inputs, recording: Recording, forced: 
             where = next(record.path for record in program.records if record.target == name) or "the model itself"
             report.constants.append(f"{name} {tuple(value.shape)} {value.dtype} in {where}")
     report.coarse_leaves += forced.items()
+    report.warnings += dict.fromkeys(base.deviations)
     # Checkpointing may be for train mode only.
     dropped = [line for run in (base, *(run for _, _, run in recording.checks)) for line in run.dropped]
     report.dropped += [line for line in dict.fromkeys(dropped) if line not in report.dropped]

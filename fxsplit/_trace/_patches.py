@@ -58,6 +58,12 @@ def unfused_encoders() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+def zeroes_hidden(encoder: nn.TransformerEncoder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an encoder that is called so would use nested tensors if it were not for `unfused_encoders`."""
+    hidden = args[2] if len(args) > 2 else kwargs.get("src_key_padding_mask")
+    return bool(getattr(encoder, "use_nested_tensor", False)) and hidden is not None
+
+
 @contextmanager
 def patched(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` about the calls that this thread makes."""

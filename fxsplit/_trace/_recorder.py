@@ -19,7 +19,7 @@ from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._fold import fold_containers
 from fxsplit._trace._model import FunctionLeaf
 from fxsplit._trace._objects import Opaque, convert, has_tensors, rebuild_output, tensors_in
-from fxsplit._trace._patches import patched, uncached_weights
+from fxsplit._trace._patches import patched, uncached_weights, zeroes_hidden
 from fxsplit._trace._preserve import RandomWatch
 from fxsplit._trace._python_random import PythonRandomWatch
 from fxsplit._trace._ragged import SizeRead, pads_to_the_longest
@@ -46,6 +46,7 @@ class Recorder(TorchFunctionMode):
         sizes_read: where sizes of a tensor were first read, or decided on a number of results.
         size_reads: which sizes of recorded tensors Python read.
         draws: where Python or numpy drew random numbers.
+        deviations: what the graph does in another way than the model.
         dtype_read: whether Python read the dtype of a tensor.
     """
 
@@ -73,6 +74,7 @@ class Recorder(TorchFunctionMode):
         self.dtype_read = False
         self.size_reads: list[SizeRead] = []
         self.draws: list[Mismatch] = []
+        self.deviations: list[str] = []
         self._python_random = PythonRandomWatch()
         self.functions: dict[str, FunctionLeaf | MappedFunction] = {}
         self._model = model
@@ -108,6 +110,7 @@ class Recorder(TorchFunctionMode):
             with self._silence():
                 self.output = rebuild_output(result, self._find_returned, self.dropped)
         self._tape.records, self.output, self.inputs = fold_containers(self.records, self.output, self.inputs)
+        self.failures += self._tape.foreign
         # Several runs are kept until they are merged; their activations and autograd graphs need not be.
         self._tape.release()
         self.returned = [tensor.detach() for tensor in self.returned]
@@ -255,6 +258,11 @@ class Recorder(TorchFunctionMode):
             self._note_draws()
             return out
         self.entered.add(path)
+        if isinstance(module, nn.TransformerEncoder) and zeroes_hidden(module, args, kwargs):
+            self.deviations.append(
+                f"in eval mode without gradients {path!r} sets the hidden positions of its output to zero (nested "
+                "tensors), but the graph computes them: make it with enable_nested_tensor=False"
+            )
         self._tape.open.append(path)
         try:
             out = original(module, *args, **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxsplit._trace._align import Mismatch
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._nested import refs_in
 from fxsplit._trace._objects import has_tensors, rebind, tensors_in
@@ -20,7 +21,7 @@ class Tape:
 
     Values are known by identity, and kept alive so that identities stay unique. ``open`` holds the paths of the
     modules that are running. Buffers named in ``cached`` are captured as constants: the model built them for the
-    example, and does not keep them.
+    example, and does not keep them. ``foreign`` are uses of tensors with a gradient that no record produced.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Tape:
         self.records: list[Record] = []
         self.constants: dict[str, torch.Tensor] = {}
         self.open: list[str] = []
+        self.foreign: list[Mismatch] = []
         self._counter = counter
         self._random = random
         named = [*model.named_parameters(), *model.named_buffers()]
@@ -104,6 +106,9 @@ class Tape:
         record.describe(value)
         record.origin = Origin.STATE
         if name is None:
+            if not value.is_leaf:
+                why = "it uses a tensor that was computed from parameters elsewhere, which no graph can train"
+                self.foreign.append(Mismatch(self.path, why))
             self.constants[record.target] = value.detach().clone()
             self._known[id(value)] = (value, ref)
         else:

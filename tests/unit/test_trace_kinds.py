@@ -174,6 +174,20 @@ def test_transformer_encoders(inputs: Inputs, options: dict[str, Any]) -> None:
     assert sum(count for path, count in flops.items() if path.startswith("encoder.layers.1.")) == layer
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_nested_tensors_of_transformer_encoders_are_left_out_and_said() -> None:
+    """Torch uses them where gradients are off; elsewhere graph and model are the same."""
+    model = Encodes(encoder(True)).eval()
+    with pytest.warns(fxsplit.FxSplitWarning, match=r"'encoder' sets the hidden positions.*enable_nested_tensor=False"):
+        traced = trace(model, padded(2)[0])
+    (x, hidden), _ = padded(4)
+    assert_same(traced(x, hidden), model(x, hidden))
+    with torch.no_grad():
+        shown = ~hidden
+        torch.testing.assert_close(traced(x, hidden)[shown], model(x, hidden)[shown])
+    assert trace(model, sequences(2)[0]).report.warnings == []
+
+
 class Transforms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
