@@ -39,7 +39,9 @@ class SplitModel(NamedInputs):
 
     Calling it returns what the original model returned, voted over the heads. Made by `fxsplit.split`; trunk and heads
     are graph modules in which every module has its original path: ``layer4.2`` of the second head is
-    ``net.get_submodule('heads.1.layer4.2')``. Copy it with ``copy.deepcopy``; store it with `fxsplit.save`.
+    ``net.get_submodule('heads.1.layer4.2')``. The graphs call layers and not the blocks around them; hooks on layers
+    work as usual, for blocks there is `fxsplit.hook_block`. Copy it with ``copy.deepcopy``; store it with
+    `fxsplit.save`.
     """
 
     trunk: fx.GraphModule
