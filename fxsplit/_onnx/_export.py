@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,23 +126,25 @@ def _require(*packages: str) -> None:
 
 
 def _arguments(model: nn.Module, example: Any) -> tuple[Argument, ...]:
+    """The first of the known examples that the model accepts; the likeliest if there is none."""
+    choices: list[tuple[Argument, ...]] = []
     try:
-        candidates = _known_examples(model) if example is None else [as_example(example)]
-        choices = [complete(model, bind(model, candidate)) for candidate in candidates]
+        for candidate in _known_examples(model) if example is None else [as_example(example)]:
+            bound = complete(model, bind(model, candidate))
+            choice = tuple(dataclasses.replace(a, value=map_tensors(a.value, _on_cpu)) for a in bound)
+            if _accepts(TensorsOnly(model, choice), fixed(choice), {}):
+                return choice
+            choices.append(choice)
     except TraceError as error:
         raise ExportError(str(error)) from error
-    on_cpu = [
-        tuple(dataclasses.replace(argument, value=map_tensors(argument.value, _on_cpu)) for argument in choice)
-        for choice in choices
-    ]
-    return next((choice for choice in on_cpu if _accepts(TensorsOnly(model, choice), fixed(choice), {})), on_cpu[0])
+    return choices[0]
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu()
 
 
-def _known_examples(model: nn.Module) -> list[Example]:
+def _known_examples(model: nn.Module) -> Iterable[Example]:
     """Return inputs that the model may take, the likeliest first."""
     if isinstance(model, TracedModel):
         return [model.example]

@@ -8,9 +8,9 @@ import functools
 import torch
 from torch import nn
 
-from fxsplit._trace._example import ordinary_tokens
 from fxsplit._trace._inputs import Argument, map_tensors
 from fxsplit._trace._shadow import is_on_meta, value_of
+from fxsplit._trace._transformers_example import ordinary_tokens
 
 
 def prepared(model: nn.Module, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
