@@ -35,7 +35,8 @@ def as_generator(net: nn.Module) -> PreTrainedModel:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
         >>> net = fxsplit.split(fxsplit.trace(LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes))), 1).eval()
-        >>> fxsplit.as_generator(net).generate(torch.tensor([[3, 4]]), max_new_tokens=5, num_beams=2).shape
+        >>> generator = fxsplit.as_generator(net)
+        >>> generator.generate(torch.tensor([[3, 4]]), min_new_tokens=5, max_new_tokens=5, num_beams=2).shape
         torch.Size([1, 7])
     """
     graph = _graph_module(net)
