@@ -32,7 +32,7 @@ def neurotrailify(
 
     Args:
         model: Any traceable model; it is not changed.
-        split: Where: see `split`.
+        split: Where: a path, a number or share of blocks, ``'auto'`` or a `Cut`: see `split`.
         heads: Number of heads M.
         sparsity: Share of the weights that are masked; 0 or None leaves the network dense (TreeNet).
         example: Example input; None is inferred for timm, torchvision and transformers models.

@@ -1,0 +1,99 @@
+"""Block cuts of the zoos: which tensors carry the computation, and copied heads that are the model at every one."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxsplit
+from tests.checks import assert_same, seeded
+from tests.strategies import call
+from tests.zoo.catalogue.entry import Entry
+from tests.zoo.catalogue.hugging_face import transformers_entries
+from tests.zoo.catalogue.vision import timm_entries, torchvision_entries
+
+# How many tensors carry the computation after each block.
+MAINS = {
+    "transformers/t5": [1] * 6,
+    "transformers/clip": [1] * 6,
+    "transformers/canine": [1, 2, 2, 2, 1],
+    "transformers/squeezebert": [1] * 3,
+    "transformers/segformer": [1, 2, 3, 3, 4],
+    "transformers/dpt": [1, 2, 3, 4, 1, 1, 1, 1],
+    "transformers/conditional_detr": [1] * 8 + [2, 2, 1],
+    "timm/crossvit_tiny_240": [2] * 3,
+    "timm/selecsls42": [1, 1, 1, 1, 1, 2],
+}
+# What has one block or none: one layer that runs several times, or one convolution after another.
+FEW = {"transformers/albert"}
+LARGE = 60e6
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    return {str(entry): entry for entry in (*timm_entries(), *torchvision_entries(), *transformers_entries())}
+
+
+def batch_of(example: Any) -> Any:
+    """An example as arguments for `call`."""
+    return example if isinstance(example, (dict, tuple)) else (example,)
+
+
+def check_block_cuts(model: nn.Module, inputs: Any, every: int = 1) -> list[int]:
+    traced = fxsplit.trace(model, inputs(2))
+    cuts = fxsplit.find_cuts(traced)
+    feed = batch_of(inputs(3))
+    with torch.no_grad():
+        expected = seeded(lambda: call(model, feed))
+        for cut in cuts[::every]:
+            net = fxsplit.split(traced, cut.path, heads=2, init="copy")
+            assert sum(p.numel() for p in net.parameters()) == cut.params_before + 2 * cut.params_after
+            for output in seeded(lambda net=net: call(net.head_outputs, feed)):
+                assert_same(output, expected)
+    return [sum(tensor.main for tensor in cut.crossing) for cut in cuts]
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_every_block_of_a_model_with_several_streams_is_a_cut(name: str) -> None:
+    entry = entries()[name]
+    model = entry.build()
+    assert check_block_cuts(model, entry.inputs(model), every=2) == MAINS[name]
+
+
+def test_hrnet_is_cut_between_its_stages() -> None:
+    entry = entries()["timm/hrnet_w18_small"]
+    cuts = fxsplit.find_cuts(entry.build(), torch.randn(2, 3, 64, 64))
+    assert [cut.path for cut in cuts] == ["stage2.0", "stage3.0", "stage4.0"]
+    assert [[c.shape[-1] for c in cut.crossing if c.shape] for cut in cuts] == [[8, 16], [4, 8, 16], [2, 4, 8, 16]]
+
+
+def smallest(zoo: str) -> list[str]:
+    """The smallest model of every family."""
+    found: dict[str, tuple[int, str]] = {}
+    for name, entry in entries().items():
+        if entry.zoo == zoo:
+            with torch.device("meta"):
+                size = sum(p.numel() for p in entry.build().parameters())
+            found[entry.family] = min(found.get(entry.family, (size, name)), (size, name))
+    return [name for size, name in sorted(found.values()) if size < LARGE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [str(entry) for entry in transformers_entries()])
+def test_transformers(name: str) -> None:
+    entry = entries()[name]
+    model = entry.build()
+    assert len(check_block_cuts(model, entry.inputs(model))) > 1 or name in FEW
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zoo", ["timm", "torchvision"])
+def test_the_smallest_model_of_every_family(zoo: str) -> None:
+    for name in smallest(zoo):
+        entry = entries()[name]
+        model = entry.build()
+        assert len(check_block_cuts(model, entry.inputs(model))) > 1, name
