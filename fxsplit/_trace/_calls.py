@@ -64,7 +64,7 @@ def _methods() -> dict[Any, str]:
 
 def as_node(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, Any]:
     """Return ``(op, target, (args, kwargs))`` for a call of ``func``."""
-    if getattr(func, "__name__", "") == "__get__":
+    if is_attribute(func):
         return "call_function", builtins.getattr, ((args[0], func.__self__.__name__), {})
     name = _methods().get(func)
     if name is not None:
@@ -73,6 +73,11 @@ def as_node(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[s
             return "call_function", function, (args, kwargs)
         return "call_method", name, (args, kwargs)
     return "call_function", func, (args, kwargs)
+
+
+def is_attribute(func: Any) -> bool:
+    """Whether the call reads an attribute of a tensor."""
+    return getattr(func, "__name__", "") == "__get__"
 
 
 def reads_data(func: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,13 @@ def fit_size(values: Sequence[Any], sizes: Sequence[Sizes]) -> SizeExpr | None:
     """
     if any(type(value) is not int for value in values):
         return None
-    symbols = list(sizes[0])
+    symbols = tuple(sizes[0])
+    return _fit(tuple(values), symbols, tuple(tuple(size[symbol] for symbol in symbols) for size in sizes))
+
+
+@functools.lru_cache(maxsize=4096)  # the layers of a model ask the same
+def _fit(values: tuple[int, ...], symbols: tuple[str, ...], numbers: tuple[tuple[int, ...], ...]) -> SizeExpr | None:
+    sizes = [dict(zip(symbols, size, strict=True)) for size in numbers]
     for product in [*((symbol,) for symbol in symbols), *itertools.combinations(symbols, 2)]:
         points = [_product(size, product) for size in sizes]
         other = next((n for n, point in enumerate(points) if point != points[0]), None)

@@ -8,6 +8,7 @@ from typing import Any
 from fxsplit._trace._records import Call, Ref
 
 _NESTED = (list, tuple, dict, slice, Call)
+_WITH_REFS = (Ref, *_NESTED)
 
 
 def map_value(value: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -25,15 +26,18 @@ def map_value(value: Any, leaf: Callable[[Any], Any]) -> Any:
 
 def refs_in(value: Any) -> Iterator[Ref]:
     """Every ``Ref`` in a nested value."""
-    found: list[Ref] = []
-
-    def collect(leaf: Any) -> Any:
-        if isinstance(leaf, Ref):
-            found.append(leaf)
-        return leaf
-
-    map_value(value, collect)
-    return iter(found)
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            if isinstance(item, _WITH_REFS):
+                yield from refs_in(item)
+    elif isinstance(value, dict):
+        yield from refs_in(tuple(value.values()))
+    elif isinstance(value, slice):
+        yield from refs_in((value.start, value.stop, value.step))
+    elif isinstance(value, Call):
+        yield from refs_in((value.args, value.kwargs))
 
 
 def combine(values: Sequence[Any], leaf: Callable[..., Any], uneven: Callable[[], None]) -> Any:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fxsplit._parametrized import parametrized_tensors
 from fxsplit._trace._align import Mismatch
-from fxsplit._trace._calls import as_node, is_random, reads_data, reads_size, replaces_data
+from fxsplit._trace._calls import as_node, is_attribute, is_random, reads_data, reads_size, replaces_data
 from fxsplit._trace._closures import MappedFunction, captured
 from fxsplit._trace._flopcount import FlopCounter
 from fxsplit._trace._fold import fold_containers
@@ -123,7 +123,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._silent:
             return self._run(func, args, kwargs)
-        given = _Versions(tensors_in((args, kwargs)))
+        # Most calls read an attribute, and write nothing.
+        given = _Versions(() if is_attribute(func) else tensors_in((args, kwargs)))
         if given.are_wrapped():
             self._fail("it uses a transform of torch.func other than torch.vmap")
             return func(*args, **kwargs)

@@ -14,13 +14,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fxsplit._errors import TraceError
-from fxsplit._trace._calls import is_random, reads_data
+from fxsplit._trace._calls import is_attribute, is_random, reads_data
 from fxsplit._trace._nested import map_value
 from fxsplit._trace._objects import tensors_in
 
 # Masks and positions are small; activations need no values.
 _MOST_ELEMENTS = 1 << 20
 _CPU = torch.device("cpu")
+# Attributes that are tensors.
+_DERIVED = frozenset(["T", "mT", "H", "mH", "data", "real", "imag"])
 _values = WeakTensorKeyDictionary()
 
 
@@ -70,6 +72,8 @@ class Shadows(TorchFunctionMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``func``, and keep what is known of its results."""
+        if is_attribute(func) and getattr(func.__self__, "__name__", "") not in _DERIVED:
+            return func(*args, **kwargs)
         given = list(tensors_in((args, kwargs)))
         if reads_data(func) and any(tensor.is_meta for tensor in given):
             return self._read(func, args, kwargs, given)
