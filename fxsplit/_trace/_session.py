@@ -283,8 +283,8 @@ class Session:
         compared = [*runs, train] if self.exact_train else runs
         self._keep_whole(differing_constants(base.records, [run.constants for run in compared]))
         self._settle_guards([*base.guards, *(train.guards if self.exact_train else [])])
-        if base.sizes_read and not assumed and self.exact_train:
-            merged = self._free_extents(runs, train, merged)
+        if base.sizes_read and not assumed:
+            merged = self._free_extents(runs, train, merged, partners)
         return self._program(base, train, merged, partners), assumed
 
     def _merged(self, runs: Sequence[Recorder], schedule: Sequence[Sizes]) -> Merged:
@@ -293,7 +293,7 @@ class Session:
     def _add_train(self, merged: Merged, base: Recorder, train: Recorder) -> list[Mismatch]:
         return add_train_mode(merged, base.records, train.records, (base.output, train.output))
 
-    def _free_extents(self, runs: list[Recorder], train: Recorder, merged: Merged) -> Merged:
+    def _free_extents(self, runs: list[Recorder], train: Recorder, merged: Merged, partners: dict[int, int]) -> Merged:
         """Let go of sizes that the program does not depend on, or follows: it is the same when they are others."""
         base, schedule = runs[0], self.inputs.schedule()
         for experiment in experiments(self.inputs):
@@ -311,8 +311,11 @@ class Session:
             found = self._merged(together, plan)
             if found.mismatches or differing_constants(base.records, constants):
                 continue
-            if not self._add_train(found, base, train):
-                self.inputs, runs, schedule, merged = inputs, together, plan, found
+            if not self.exact_train:
+                add_train_loosely(found, base.records, train.records, partners)
+            elif self._add_train(found, base, train):
+                continue
+            self.inputs, runs, schedule, merged = inputs, together, plan, found
         return merged
 
     def _record_quietly(self, inputs: Inputs, sizes: Sizes) -> Recorder | None:

@@ -227,6 +227,26 @@ def test_sizes_of_images_that_are_followed_are_free(kind: str) -> None:
         assert_same(traced(x), net(x))
 
 
+class Auxiliary(nn.Module):
+    """Has a second output in train mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.second = Picture(FOLLOWED["divided by the area"]), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.body(x)
+        return (x, self.second(x)) if self.training else (x,)
+
+
+def test_sizes_are_free_where_train_mode_does_something_else() -> None:
+    net = Auxiliary().eval()
+    with pytest.warns(FxSplitWarning, match="train mode"):
+        traced = fxsplit.trace(net, torch.randn(2, 3, 16, 16))
+    x = torch.randn(3, 3, 11, 22)
+    assert_same(traced(x), net(x))
+
+
 BAKED: dict[str, Callable[[Tensor], Tensor]] = {
     "halved": halves,
     "control flow": lambda x: x * 2 if x.shape[2] == 16 else x,
