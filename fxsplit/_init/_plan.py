@@ -70,9 +70,9 @@ class Planner:
         first = not self._prints
         values: dict[int, Tensor] = {}
         if self._replica is not None:
+            self._create(values, first)
             self._run_initialisers(self._replica, values, first)
             self._draw_computed(values)
-            self._create(values, first)
             self._run_resets(self._replica, values, first)
         for key, tensor in self._tensors.items():
             if key in values and self._repeats(key, values[key]):
@@ -90,14 +90,12 @@ class Planner:
     def _run_initialisers(self, replica: Replica, values: dict[int, Tensor], first: bool) -> None:
         useful = []
         for path, rule in self._initialisers:
-            if self._take(self._initialise(replica, path, rule), values, rule, first):
+            keys = [key for key in replica.below(path) if key not in self._redraw and key not in values]
+            if keys and self._take(self._initialise(replica, path, rule, keys), values, rule, first):
                 useful.append((path, rule))
         self._initialisers = useful
 
-    def _initialise(self, replica: Replica, path: str, rule: str) -> dict[int, Tensor]:
-        keys = [key for key in replica.below(path) if key not in self._redraw]
-        if not keys:
-            return {}
+    def _initialise(self, replica: Replica, path: str, rule: str, keys: list[int]) -> dict[int, Tensor]:
         if path not in self._constructed:
             drawn = replica.run(lambda: run_model_initialiser(replica.module(path), rule), path)
             if drawn is not None:
@@ -117,9 +115,9 @@ class Planner:
             values[key] = value
 
     def _create(self, values: dict[int, Tensor], first: bool) -> None:
-        """Take from a new model of the same architecture what a trained one has no initialiser for."""
-        wanted = {path: tensor for path, tensor in self._paths.items() if id(tensor) not in {*values, *self._redraw}}
-        made = create_alike(self._source) if self._created and wanted else None
+        """Take what a trained model has from a new one of the same architecture, if its library can make one."""
+        made = create_alike(self._source) if self._created else None
+        wanted = {path: tensor for path, tensor in self._paths.items() if id(tensor) not in self._redraw}
         drawn = {} if made is None else values_of(made, fitting(made, wanted), CREATED)
         by_key = {id(wanted[path]): value for path, value in drawn.items()}
         self._created = self._take(by_key, values, CREATED, first)
@@ -151,7 +149,9 @@ class Planner:
         if value.shape != source.shape or value.is_meta:
             return False
         if not isinstance(source, nn.Parameter) or not source.is_floating_point() or is_constant(value):
-            return not torch.equal(source.detach(), value)
+            # Constructors pass arguments to their initialisers: one that is called without may zero what was drawn.
+            drawn = self._untrained and isinstance(source, nn.Parameter) and source.numel() > 1
+            return not drawn and not torch.equal(source.detach(), value)
         if key not in self._samples:
             self._samples[key] = sample(source)
         old, new = self._samples[key], sample(value)

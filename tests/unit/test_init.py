@@ -16,7 +16,8 @@ from torch import nn
 
 from fxsplit._errors import SplitError
 from fxsplit._init._fresh import HeadDraw, fresh_heads
-from fxsplit._init._statistics import ks_p_value, same_distribution
+from fxsplit._init._replica import Replica
+from fxsplit._init._statistics import ks_p_value, looks_drawn, same_distribution
 
 SEEDS = 6
 
@@ -342,6 +343,51 @@ def test_initialisers_of_submodules_are_used():
     assert head.rule["head.weight"] == "reset_parameters"
 
 
+def test_padding_rows_stay_zero_where_an_output_layer_is_tied_to_the_embedding():
+    from transformers import CamembertConfig, CamembertForMaskedLM
+
+    config = CamembertConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=64
+    )
+    source = CamembertForMaskedLM(config)
+    assert source.lm_head.decoder.weight is source.roberta.embeddings.word_embeddings.weight
+    first, second = draws(source)
+    path = next(
+        name for name in first.rule if name in ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight")
+    )
+    assert first.rule[path] == "config init"
+    zero = [(head.values[path] == 0).all(dim=1).nonzero().flatten().tolist() for head in (first, second)]
+    assert zero == [[config.pad_token_id]] * 2
+    assert (first.values[path] == second.values[path]).sum() == 32
+
+
+def test_written_values_are_kept_however_few():
+    module = nn.Module()
+    module.offsets = nn.Parameter(torch.tensor([[-1.0, -1, 2], [1, -1, 0.25], [-1, 1, 2], [1, 1, 0.5]]))
+    module.drawn = nn.Parameter(torch.randn(4, 3))
+    head = draws(module)[0]
+    assert head.rule == {"offsets": "kept: structured", "drawn": "normal fit"}
+
+
+@pytest.mark.parametrize(
+    ("family", "seems"),
+    [
+        (lambda rng, n: rng.normal(0, 0.02, n), True),
+        (lambda rng, n: rng.uniform(-0.3, 0.3, n), True),
+        (lambda rng, n: stats.truncnorm.rvs(-2, 2, size=n, random_state=rng), True),
+        (lambda rng, n: rng.laplace(size=n), False),
+        (lambda rng, n: rng.standard_t(5, n), False),
+        (lambda rng, n: rng.normal(0.3, 1, n), False),
+        (lambda rng, n: np.zeros(n), False),
+    ],
+    ids=["normal", "uniform", "truncated normal", "Laplace", "Student t", "normal off centre", "zero"],
+)
+def test_draws_of_initialisers_are_told_from_trained_values(family, seems):
+    assert sum(looks_drawn(family(np.random.default_rng(seed), 2048)) for seed in range(50)) in (
+        (49, 50) if seems else (0,)
+    )
+
+
 class Custom(nn.Module):
     """An init_weights whose behaviour the tests choose."""
 
@@ -370,6 +416,40 @@ def test_initialisers_that_repeat_themselves_are_not_trusted(body):
     assert (first.values["layer.weight"] == second.values["layer.weight"]).double().mean() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (lambda weight: weight.normal_(), "drawn"),
+        (lambda weight: weight.t().uniform_(), "drawn"),
+        (lambda weight: weight[1:].zero_(), "first row"),
+        (lambda weight: weight.add_(0), "source"),
+        (lambda weight: weight.copy_(weight.flip(0).flip(0)), "source"),
+        (lambda weight: weight.numpy().__setitem__((slice(1, None),), 0), "first row"),
+        (lambda weight: weight.shape, "nothing"),
+    ],
+    ids=["overwritten", "through a view", "in part", "read", "copied from itself", "through numpy", "untouched"],
+)
+def test_initialisers_find_the_values_of_the_source(body, expected):
+    source = nn.Linear(4, 4, bias=False)
+    values = source.weight.detach()
+    replica = Replica(source, ["weight"])
+    found = replica.run(lambda: body(replica.module("").weight.data), "")
+    assert found is not None
+    assert replica.module("").weight.is_meta
+    if expected == "nothing":
+        assert found == {}
+        return
+    drawn = found[id(source.weight)]
+    if expected == "drawn":
+        assert (drawn != values).all()
+        assert drawn.isfinite().all()
+    elif expected == "source":
+        assert torch.equal(drawn, values)
+    else:
+        assert torch.equal(drawn[0], values[0])
+        assert (drawn[1:] == 0).all()
+
+
 @pytest.mark.parametrize("generator", ["numpy", "random"])
 def test_initialisers_that_use_other_global_generators(generator):
     def body(module):
@@ -386,6 +466,26 @@ def test_initialisers_that_use_other_global_generators(generator):
     assert (first.values["layer.weight"] == second.values["layer.weight"]).double().mean() < 0.01
     assert (numpy_state() == state).all()
     assert random.getstate() == python_state
+
+
+def test_initialisers_that_zero_what_the_constructor_drew_are_not_trusted():
+    class Residual(nn.Module):
+        def __init__(self, zero_init_last):
+            super().__init__()
+            self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 32)
+            self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(4))
+            self.init_weights(zero_init_last)
+
+        def init_weights(self, zero_init_last=True):
+            nn.init.normal_(self.first.weight, std=0.5)
+            nn.init.constant_(self.last.weight, 0) if zero_init_last else nn.init.normal_(self.last.weight, std=0.5)
+
+    first, second = draws(Residual(zero_init_last=False))
+    assert first.rule["first.weight"] == "init_weights"
+    assert first.rule["last.weight"] == "permuted"
+    assert not torch.equal(first.values["last.weight"], second.values["last.weight"])
+    kept = draws(Residual(zero_init_last=True))[0]
+    assert kept.rule["last.weight"] == "kept: constant"
 
 
 def test_failing_initialisers_are_replaced():
