@@ -195,6 +195,6 @@ def _describe(
         )
         for node in (*mains, *sides)
     )
-    before, after = survey.params(moment), survey.flops(moment)
+    before, after = survey.sizes.params(moment), survey.sizes.flops(moment)
     index = sum(block_exit <= moment for block_exit in survey.blocks.values())
     return Cut(path, index, crossing, *before, *after, len(mains) == 1 or not path, last)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable
+from bisect import bisect_left
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 
 from torch import fx, nn
 
 from fxsplit._cuts._block_classes import parents
 from fxsplit._cuts._dominance import Dominance
 from fxsplit._cuts._flow import BEFORE, Flow
-from fxsplit._flops import node_costs, recorded_batch
+from fxsplit._cuts._sizes import Sizes
 from fxsplit._graph import is_container, is_getter, is_tensor, named_tensors
 
 
@@ -48,6 +47,7 @@ class Survey:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.flow = Flow(graph)
         self.ways = Dominance(self.flow)
+        self.sizes = Sizes(self.flow)
         self.root = graph
         self.members: dict[str, list[fx.Node]] = {}
         for node in self.flow.nodes:
@@ -95,7 +95,7 @@ class Survey:
 
     def is_inside(self, moment: int) -> bool:
         """Whether parameters are left after a moment, so that there is something for the heads to own."""
-        return self.params(moment)[1] > 0
+        return self.sizes.params(moment)[1] > 0
 
     @cached_property
     def blocks(self) -> dict[str, int]:
@@ -209,50 +209,6 @@ class Survey:
         return next((n for n in candidates if self.flow.moment[n] == last), None)
 
     @cached_property
-    def _spans(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """``(moment, size)`` of the first uses and of the last uses of all parameters."""
-        uses: dict[int, list[int]] = {}
-        sizes: dict[int, int] = {}
-        for node in self.flow.nodes:
-            if node.op not in ("call_module", "get_attr"):
-                continue
-            users = (node,) if node in self.flow.moment else self.flow.readers[node]
-            moments = [self.flow.moment[n] for n in users if n in self.flow.moment]
-            for _, tensor in named_tensors(self.root, [node]) if moments else ():
-                if isinstance(tensor, nn.Parameter):
-                    uses.setdefault(id(tensor), []).extend(moments)
-                    sizes[id(tensor)] = tensor.numel()
-        first = [(min(moments), sizes[key]) for key, moments in uses.items()]
-        return first, [(max(moments), sizes[key]) for key, moments in uses.items()]
-
-    @cached_property
-    def _first_uses(self) -> _Sums:
-        return _Sums(self._spans[0])
-
-    @cached_property
-    def _last_uses(self) -> _Sums:
-        return _Sums(self._spans[1])
-
-    def params(self, moment: int) -> tuple[int, int]:
-        """Parameters used up to a moment, and after it; one that is used on both sides counts twice."""
-        return self._first_uses.until(moment), self._last_uses.total - self._last_uses.until(moment)
-
-    @cached_property
-    def _costs(self) -> _Sums:
-        """The FLOPs of every node that computes something, for the batch of the recording."""
-        return _Sums(
-            (self.flow.moment[node], sum(cost.weights.values()) + cost.other)
-            for _, node, cost in node_costs(self.root)
-            if node in self.flow.moment
-        )
-
-    def flops(self, moment: int) -> tuple[int, int]:
-        """FLOPs per sample up to a moment, and after it."""
-        batch = recorded_batch(self.root)
-        before = self._costs.until(moment)
-        return before // batch, (self._costs.total - before) // batch
-
-    @cached_property
     def _last_nodes(self) -> dict[int, fx.Node]:
         found: dict[int, fx.Node] = {}
         for node, made in self.flow.moment.items():
@@ -268,22 +224,6 @@ class Survey:
     def last_node(self, moment: int) -> fx.Node | None:
         """The node that runs last up to a moment."""
         return None if moment == BEFORE else self._last_nodes.get(moment)
-
-
-class _Sums:
-    """Sums of amounts up to any moment."""
-
-    def __init__(self, amounts: Iterable[tuple[int, int]]) -> None:
-        ordered = sorted(amounts)
-        self._moments = [moment for moment, _ in ordered]
-        self._sums = [0, *accumulate(amount for _, amount in ordered)]
-
-    def until(self, moment: int) -> int:
-        return self._sums[bisect_right(self._moments, moment)]
-
-    @property
-    def total(self) -> int:
-        return self._sums[-1]
 
 
 def _is_within(node: fx.Node, path: str) -> bool:

@@ -198,7 +198,8 @@ def test_fresh_heads_differ_in_every_random_parameter(draw: tuple[Case, str]) ->
     assert all(bits(other.get_parameter(name)) != bits(net.get_parameter(name)) for name in drawn)
 
 
-@holds_for(case=conv_cases(min_blocks=2).filter(lambda case: case.long_skip))
+# A block that overwrites its input makes the value that skips it, too: then both come out of the block.
+@holds_for(case=conv_cases(min_blocks=2).filter(lambda case: case.long_skip and "inplace" not in case.blocks))
 def test_across_a_living_skip_connection_only_blocks_are_cut_by_path(case: Case) -> None:
     model = case.build()
     traced = fxsplit.trace(model, case.example())

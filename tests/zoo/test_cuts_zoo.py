@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -26,7 +27,6 @@ MAINS = {
     "transformers/dpt": [1, 2, 3, 4, 1, 1, 1, 1],
     "transformers/conditional_detr": [1] * 8 + [2, 2, 1],
     "timm/crossvit_tiny_240": [2] * 3,
-    "timm/selecsls42": [1, 1, 1, 1, 1, 2],
 }
 # What has one block or none: one layer that runs several times, or one convolution after another.
 FEW = {"transformers/albert"}
@@ -44,7 +44,10 @@ def batch_of(example: Any) -> Any:
 
 
 def check_block_cuts(model: nn.Module, inputs: Any, every: int = 1) -> list[int]:
-    traced = fxsplit.trace(model, inputs(2))
+    with warnings.catch_warnings():
+        # What a trace assumes in train mode is the matter of other tests.
+        warnings.simplefilter("ignore", fxsplit.FxSplitWarning)
+        traced = fxsplit.trace(model, inputs(2))
     cuts = fxsplit.find_cuts(traced)
     feed = batch_of(inputs(3))
     with torch.no_grad():
@@ -67,7 +70,7 @@ def test_every_block_of_a_model_with_several_streams_is_a_cut(name: str) -> None
 def test_hrnet_is_cut_between_its_stages() -> None:
     entry = entries()["timm/hrnet_w18_small"]
     cuts = fxsplit.find_cuts(entry.build(), torch.randn(2, 3, 64, 64))
-    assert [cut.path for cut in cuts] == ["stage2.0", "stage3.0", "stage4.0"]
+    assert [cut.path for cut in cuts] == ["stage2", "stage3", "stage4"]
     assert [[c.shape[-1] for c in cut.crossing if c.shape] for cut in cuts] == [[8, 16], [4, 8, 16], [2, 4, 8, 16]]
 
 
