@@ -1,4 +1,4 @@
-"""Calls of a graph by the names of its inputs: what is missing or unknown is named, with the way out."""
+"""Calls of a graph by the names of its inputs: constants of the trace may be given, what does not fit is named."""
 
 from __future__ import annotations
 
@@ -10,30 +10,59 @@ from torch import fx
 
 from fxsplit._errors import InputError
 
+CALL_KEY = "call"
+_PLAIN = (bool, int, float, str, type(None))
+
 
 class NamedInputs(fx.GraphModule):
-    """A graph module whose calls say which arguments do not fit."""
+    """A graph module whose calls may repeat the constants of its trace, and say which arguments do not fit.
+
+    ``meta['call']`` lists the arguments that were traced, in order: ``(name, None)`` for an input, ``(name, (value,))``
+    for a constant.
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph."""
-        return with_named_inputs(super().__call__, self.forward, args, kwargs)
+        return self.with_named_inputs(super().__call__, args, kwargs)
+
+    def with_named_inputs(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call ``function``, which takes the inputs of the graph.
+
+        Raises:
+            InputError: The arguments are not those that the model was traced with.
+        """
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            problem = _misfit(self.forward, args, kwargs)
+            if problem is None:
+                raise
+            inputs = _without_constants(self.meta.get(CALL_KEY, ()), args, kwargs)
+            if inputs is None or _misfit(self.forward, (), inputs) is not None:
+                raise InputError(problem) from error
+        return function(**inputs)
 
 
-def with_named_inputs(
-    function: Callable[..., Any], forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    """Call ``function``, which takes the arguments of ``forward``.
-
-    Raises:
-        InputError: The arguments are not those that the model was traced with.
-    """
-    try:
-        return function(*args, **kwargs)
-    except TypeError as error:
-        problem = _misfit(forward, args, kwargs)
-        if problem is None:
-            raise
-        raise InputError(problem) from error
+def _without_constants(
+    traced: Sequence[tuple[str, tuple[Any] | None]], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Inputs by name, for arguments as the original model takes them; None if their names are not those traced."""
+    names = [name for name, _ in traced]
+    given = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or given.keys() & kwargs.keys():
+        return None
+    given |= kwargs
+    for name, constant in traced:
+        if constant is None or name not in given:
+            continue
+        (value,) = constant
+        got = given.pop(name)
+        if got is not value and not (isinstance(value, _PLAIN) and type(got) is type(value) and got == value):
+            raise InputError(
+                f"argument {name!r} is {value!r} in the graph, as in the example; got {got!r}. Leave it out, or trace "
+                "the model again with an example that has this value."
+            )
+    return given
 
 
 def _misfit(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from fxsplit._arguments import NamedInputs, with_named_inputs
+from fxsplit._arguments import NamedInputs
 from fxsplit._containers import mark_containers
 from fxsplit._cuts._find import Cut
 from fxsplit._errors import SplitError
@@ -113,7 +113,7 @@ class SplitModel(NamedInputs):
         Returns:
             M outputs. What the trunk computes for the output is the same object in all of them.
         """
-        return with_named_inputs(self._run_heads, self.forward, args, kwargs)
+        return self.with_named_inputs(self._run_heads, args, kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As for any module, but entries of tied weights are copies, so that safetensors (HF Trainer) can store them.

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from fxsplit._arguments import CALL_KEY
 from fxsplit._cuts._locate import At, Place, locate
 from fxsplit._cuts._survey import Survey
 from fxsplit._errors import FxSplitWarning, SplitError
@@ -131,6 +132,7 @@ def _operate(
         graph.training,
     )
     net.meta[SPEC]["parametrized"] = parametrized_tensors(net)  # a file holds no others, but for masks
+    net.meta[CALL_KEY] = graph.meta.get(CALL_KEY, ())
     net.meta["batch"] = graph.meta["batch"]  # the shapes and FLOPs of the nodes are at this batch size
     return net
 
