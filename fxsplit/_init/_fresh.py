@@ -25,9 +25,9 @@ class HeadDraw:
     Attributes:
         values: New tensors by path, with shape, dtype and device of the source's; paths that are tied in the source
             hold the same tensor object.
-        rule: How each was drawn: ``'factory'``, ``'config init'``, ``'init_weights'``, ``'reset_parameters'``,
-            ``'permuted'``, ``'orthogonal'``, ``'normal fit'``, ``'kept: ...'``, ``'meta: ...'`` or
-            ``'NOT redrawn: why'``.
+        rule: How each was drawn: ``'factory'``, ``'create_model'``, ``'config init'``, ``'init_weights'``,
+            ``'reset_parameters'``, ``'permuted'``, ``'orthogonal'``, ``'normal fit'``, ``'kept: ...'``,
+            ``'meta: ...'`` or ``'NOT redrawn: why'``.
     """
 
     values: dict[str, Tensor]
@@ -43,6 +43,10 @@ def fresh_heads(
     (transformers' config-driven one, ``init_weights``); the layer's ``reset_parameters``, if the present values look
     as if it had drawn them; else the tensor's own values in a new order. Constants and computed tables are kept.
     Neither the source nor the global random state changes.
+
+    A trained model is told by its heavy-tailed weights. There a new timm model of the same architecture comes first,
+    and ``reset_parameters`` draws also what it had not drawn. Only parameters that no initialiser knows (a module's
+    bare ones) get their trained values in a new order: give a ``factory`` where that matters.
 
     Args:
         source: The user's model.

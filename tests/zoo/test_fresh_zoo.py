@@ -19,7 +19,7 @@ from tests.zoo.fresh import Make, check_fresh, ks_p, maker, seeded
 # The smallest of every family that has something of its own to initialise, first those of the default tests.
 _TELLING = (
     *("test_vit", "test_resnet", "test_efficientnet", "test_mambaout", "test_convnext", "test_nfnet"),
-    *("edgenext_xx_small", "convit_tiny", "dla46x_c"),
+    *("edgenext_xx_small"),
     *("llama", "gemma", "camembert", "mamba", "rwkv", "t5", "wav2vec2", "encodec", "swin", "gpt2", "deformable_detr"),
     "shufflenet_v2_x0_5",
 )
@@ -39,7 +39,7 @@ _TIMM = (
     *("swinv2_cr_tiny_224", "swinv2_tiny_window16_256", "test_byobnet", "test_coatnet", "test_vit_relpos"),
     *("tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m", "twins_svt_small", "vgg11", "visformer_tiny"),
     *("vit_tiny_patch16_dinov3_qkvb", "vit_tiny_r_s16_p8_224", "vitamin_small_224", "volo_d1_224", "xception41p"),
-    *("xcit_nano_12_p8_224", "resnetblur18", "mobilenetv4_conv_blur_medium"),
+    *("xcit_nano_12_p8_224", "convit_tiny", "dla46x_c", "resnetblur18", "mobilenetv4_conv_blur_medium"),
 )
 _TORCHVISION = (
     *("alexnet", "convnext_tiny", "deeplabv3_mobilenet_v3_large", "densenet121", "efficientnet_b0", "fcn_resnet50"),
