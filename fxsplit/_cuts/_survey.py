@@ -167,16 +167,27 @@ class Survey:
     @cached_property
     def learned(self) -> set[fx.Node]:
         """Floating values that are computed from the model's inputs with parameters; a mask is not."""
-        found: set[fx.Node] = set()
+        return {node for node in self._origins[0] if not is_tensor(node) or _holds_numbers(node)}
+
+    @cached_property
+    def _origins(self) -> tuple[set[fx.Node], set[fx.Node]]:
+        """Values computed with parameters, and those (ids, images) that layers make the first of them of."""
+        learned: set[fx.Node] = set()
+        sources: set[fx.Node] = set()
         for node in self.flow.nodes:
             if node not in self.flow.fed or node.op == "placeholder":
                 continue
+            values = self.flow.data_inputs.get(node, ())
             constants = (v for v in (node, *self.flow.inputs[node]) if v.op in ("call_module", "get_attr"))
-            if any(v in found for v in self.flow.data_inputs.get(node, ())) or any(
-                isinstance(t, nn.Parameter) for _, t in named_tensors(self.root, constants)
-            ):
-                found.add(node)
-        return {node for node in found if not is_tensor(node) or _holds_numbers(node)}
+            if any(isinstance(t, nn.Parameter) for _, t in named_tensors(self.root, constants)):
+                sources.update(v for v in values if v in self.flow.fed and v not in learned)
+                learned.add(node)
+            elif any(v in learned for v in values):
+                learned.add(node)
+        for node in reversed(self.flow.nodes):
+            if node in sources:
+                sources.update(v for v in self.flow.data_inputs.get(node, ()) if v in self.flow.fed)
+        return learned, sources
 
     def _blocking(self, main: fx.Node, own: list[fx.Node], others: list[fx.Node], moment: int) -> list[fx.Node]:
         """Tensors that the main one cannot bypass, each alone or else all together, and later ones made of it alone."""
@@ -187,8 +198,9 @@ class Survey:
         return list(dict.fromkeys((*found, *later)))
 
     def _together(self, main: fx.Node, own: list[fx.Node], others: list[fx.Node], horizon: int) -> list[fx.Node]:
-        # A way through ids that are read again counts: without it there would be none.
-        passed = others if self.ways.bypasses(main, others, horizon) else []
+        # A way through ids that are read again counts, one through a mask does not.
+        passed = [node for node in others if node not in self._origins[1]]
+        passed = passed if self.ways.bypasses(main, passed, horizon) else []
         if self.ways.bypasses(main, [*own, *passed], horizon):
             return []
         needed = list(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import networkx
@@ -431,3 +432,39 @@ def test_auto_goes_by_parameters_where_no_flops_are_counted() -> None:
 def test_auto_needs_blocks() -> None:
     with pytest.raises(CutError, match="has none; name a module by its path"):
         fxsplit.split(fxsplit.trace(nn.Linear(3, 2), torch.zeros(1, 3)), "auto")
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.fc1(x) * mask
+        return x + self.fc2(x)
+
+
+class Stack(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([Cell() for _ in range(depth)])
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for cell in self.cells:
+            x = cell(x, mask)
+        return self.head(x)
+
+
+def test_the_cost_of_cuts_grows_with_the_graph_and_not_with_its_square() -> None:
+    def seconds(graph: fxsplit.TracedModel) -> float:
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            fxsplit.find_cuts(graph, every_module=True)
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    short, long = (fxsplit.trace(Stack(depth), (torch.randn(2, 4), torch.ones(2, 4))) for depth in (25, 200))
+    assert len(fxsplit.find_cuts(long)) == 200
+    assert seconds(long) < 3 * 8 * seconds(short)  # quadratic: 64 times
