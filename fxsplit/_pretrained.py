@@ -202,7 +202,7 @@ def _slots(net: SplitModel, part: nn.Module) -> Iterator[Slot]:
 
 
 def _added(part: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[str, str, tuple[nn.Module, ...]]]:
-    """Parametrizations that the original doesn't have: ``(path of the module and a dot, name of the weight, chain)``."""
+    """Parametrizations that the original lacks: ``(path of the module and a dot, name of the weight, chain)``."""
     for path, module in part.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         if parametrize.is_parametrized(module):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxsplit._trace._inputs import as_example
 
 
 def symbolic_trace(model: nn.Module, example: Any) -> nn.Module:
@@ -25,17 +29,9 @@ def feature_tracer(model: nn.Module, example: Any) -> nn.Module:
 
 def export(model: nn.Module, example: Any) -> nn.Module:
     """``torch.export`` with a batch that is free wherever the example has it in dimension 0."""
-    args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
-    args = args if isinstance(args, tuple) else (args,)
-    dynamic = torch.export.Dim.AUTO
-
-    def shapes(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return {0: dynamic}
-        return [shapes(item) for item in value] if isinstance(value, (list, tuple)) else None
-
-    by_keyword = {key: shapes(value) for key, value in kwargs.items()}
-    spec = by_keyword if kwargs else tuple(shapes(value) for value in args)
+    args, kwargs = as_example(example)
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    spec = pytree.tree_map(lambda leaf: {0: torch.export.Dim.AUTO} if isinstance(leaf, torch.Tensor) else None, bound)
     return torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False).module()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from tests.zoo.catalogue.entry import Entry
+from torch import nn
+
+from tests.zoo.catalogue.entry import Entry, Inputs
 
 
 def _timm() -> list[Entry]:
@@ -32,11 +34,28 @@ def _others() -> list[Entry]:
     return shrunk_entries()
 
 
+def _packages() -> list[Entry]:
+    """Models of other packages; their builders return a model with its inputs."""
+    from tests.zoo.packages import PACKAGES
+
+    found: list[Entry] = []
+    for name, make in PACKAGES.items():
+        inputs: dict[int, Inputs] = {}
+
+        def build(make: Callable[[], tuple[nn.Module, Inputs]] = make, inputs: dict[int, Inputs] = inputs) -> nn.Module:
+            model, inputs[id(model)] = make()
+            return model
+
+        found.append(Entry("packages", name, name.split()[0], build, lambda model, inputs=inputs: inputs[id(model)]))
+    return found
+
+
 ZOOS: dict[str, Callable[[], list[Entry]]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "transformers": _transformers,
     "others": _others,
+    "packages": _packages,
 }
 
 

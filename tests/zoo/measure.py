@@ -14,6 +14,7 @@ from torch import nn
 
 import fxsplit
 from fxsplit import TracedModel
+from fxsplit._trace._inputs import as_example
 from tests.checks import assert_same, scalar, seeded, snapshot, tensors
 from tests.zoo.catalogue.entry import Entry, Inputs
 
@@ -97,10 +98,11 @@ def build(entry: Entry, real: bool) -> tuple[nn.Module, Inputs]:
 
 
 def _trace(outcome: Outcome, model: nn.Module, inputs: Inputs) -> TracedModel | None:
+    example = inputs(TRACED_AT)
     before = snapshot(model)
     start = time.perf_counter()
     try:
-        traced = fxsplit.trace(model, inputs(TRACED_AT))
+        traced = fxsplit.trace(model, example)
     except Exception as error:
         outcome.error = say(error)
         return None
@@ -153,9 +155,8 @@ def _look_at(outcome: Outcome, model: nn.Module, traced: TracedModel, inputs: In
 
 def call(model: Callable[..., Any], example: Any) -> Any:
     """Call a model with an example as `fxsplit.trace` takes it."""
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
+    args, kwargs = as_example(example)
+    return model(*args, **kwargs)
 
 
 def compare_eval(model: nn.Module, other: Callable[..., Any], example: Any) -> str:
