@@ -62,14 +62,15 @@ def refuses(error: type[Exception], *words: str, model: nn.Module, call: Callabl
 
 
 def test_a_path_across_a_skip_connection() -> None:
-    model = small(long_skip=True)
+    model = small()
     refuses(
         fxsplit.CutError,
-        "blocks.1",
+        "blocks.1.conv1",
         "blocks.0",  # what crosses, and the nearest legal cut before
         "2x4x6x6",
+        "every_module=True",
         model=model,
-        call=lambda: fxsplit.neurotrailify(model, split="blocks.1", example=X),
+        call=lambda: fxsplit.neurotrailify(model, split="blocks.1.conv1", example=X),
     )
 
 
