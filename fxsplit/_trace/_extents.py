@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from fxsplit._trace._inputs import Inputs, iterate_tensors, symbolic
 HEIGHT, WIDTH = "height", "width"
 _IMAGE_NDIM = 4
 _MOST_EXPERIMENTS = 6
+_SMALL = 64
+_SMALL_PICTURE = 160
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ def experiments(inputs: Inputs) -> list[Experiment]:
                 single.append((position, dim, f"{name}.shape[{dim}]", tensor.shape[dim]))
     found = []
     if pictures and image is not None:
-        found.append(_experiment(pictures, {HEIGHT: image[0], WIDTH: image[1]}))
-    found += [_experiment({position: {dim: symbol}}, {symbol: size}) for position, dim, symbol, size in single]
+        found.append(_experiment(pictures, {HEIGHT: image[0], WIDTH: image[1]}, _other_picture))
+    found += [_experiment({position: {dim: symbol}}, {symbol: size}, _other) for position, dim, symbol, size in single]
     return found[:_MOST_EXPERIMENTS]
 
 
@@ -82,9 +84,9 @@ def named_tensors(inputs: Inputs) -> Iterator[tuple[str, torch.Tensor]]:
             yield argument.name, tensor
 
 
-def _experiment(dims: dict[int, dict[int, str]], sizes: Sizes) -> Experiment:
+def _experiment(dims: dict[int, dict[int, str]], sizes: Sizes, other: Callable[[int, int, int], int]) -> Experiment:
     others: Sequence[Sizes] = [
-        {symbol: _other(size, attempt, index) for index, (symbol, size) in enumerate(sizes.items())}
+        {symbol: other(size, attempt, index) for index, (symbol, size) in enumerate(sizes.items())}
         for attempt in range(2)
     ]
     return Experiment(dims, sizes, (others[0], others[1]))
@@ -92,6 +94,13 @@ def _experiment(dims: dict[int, dict[int, str]], sizes: Sizes) -> Experiment:
 
 def _other(size: int, attempt: int, index: int) -> int:
     """A size nearby that is divisible by no power of two: smaller for large ones, which also saves time."""
-    if size < 64:
+    if size < _SMALL:
         return (size + ((5, 9), (11, 3))[attempt][index]) | 1
     return (size * ((12, 10), (10, 13))[attempt][index] // 14) | 1
+
+
+def _other_picture(size: int, attempt: int, index: int) -> int:
+    """The same for pictures, of which small ones grow by more than the stride of a network, 32, so that it shows."""
+    if size < _SMALL_PICTURE:
+        return (size + ((37, 71), (71, 105))[attempt][index]) | 1
+    return _other(size, attempt, index)

@@ -371,3 +371,21 @@ def test_a_graph_with_other_placeholders_is_not_guarded() -> None:
     traced.recompile()
     traced(torch.randn(2, 7, 5), None)
     assert "_check_inputs" not in traced.code
+
+
+class _Context(nn.Module):
+    """Enlarges one value to the size of a map behind a stride of 32, which is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        return features + nn.functional.interpolate(features.mean((2, 3), keepdim=True), size=features.shape[-2:])
+
+
+def test_small_pictures_vary_by_more_than_a_stride() -> None:
+    traced = fxsplit.trace(_Context(), torch.randn(2, 3, 64, 64))
+    with pytest.raises(InputError, match="dimension 2"):
+        traced(torch.randn(2, 3, 320, 320))
