@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -14,11 +15,19 @@ CALL_KEY = "call"
 _PLAIN = (bool, int, float, str, type(None))
 
 
+@dataclass(frozen=True)
+class TracedArgument:
+    """An argument of the example: an input, or a constant with its value in a tuple; given by keyword, or by place."""
+
+    name: str
+    constant: tuple[Any] | None
+    keyword: bool
+
+
 class NamedInputs(fx.GraphModule):
     """A graph module whose calls may repeat the constants of its trace, and say which arguments do not fit.
 
-    ``meta['call']`` lists the arguments that were traced, in order: ``(name, None)`` for an input, ``(name, (value,))``
-    for a constant.
+    ``meta['call']`` lists the arguments that were traced, in order.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -44,18 +53,20 @@ class NamedInputs(fx.GraphModule):
 
 
 def _without_constants(
-    traced: Sequence[tuple[str, tuple[Any] | None]], args: Sequence[Any], kwargs: Mapping[str, Any]
+    traced: Sequence[TracedArgument], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Inputs by name, for arguments as the original model takes them; None if their names are not those traced."""
-    names = [name for name, _ in traced]
+    # The place of what was given by keyword is not known, but inputs have one in the graph.
+    by_place = [argument.name for argument in traced if not argument.keyword]
+    names = by_place if len(args) <= len(by_place) else [a.name for a in traced if a.constant is None]
     given = dict(zip(names, args, strict=False))
     if len(args) > len(names) or given.keys() & kwargs.keys():
         return None
     given |= kwargs
-    for name, constant in traced:
-        if constant is None or name not in given:
+    for argument in traced:
+        if argument.constant is None or argument.name not in given:
             continue
-        (value,) = constant
+        name, (value,) = argument.name, argument.constant
         got = given.pop(name)
         if got is not value and not (isinstance(value, _PLAIN) and type(got) is type(value) and got == value):
             raise InputError(

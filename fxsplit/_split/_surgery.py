@@ -125,9 +125,7 @@ def _operate(
         trunk,
         built,
         voting,
-        SplitState(
-            separate, place.cut, report, _origins(parts, components), _summary(graph), describe_source(graph)
-        ),
+        SplitState(separate, place.cut, report, _origins(parts, components), _summary(graph), describe_source(graph)),
         _spec(graph, place, heads, init, vote, share, tied, seed),
         graph.training,
     )

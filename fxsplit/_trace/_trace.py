@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxsplit._arguments import CALL_KEY
+from fxsplit._arguments import CALL_KEY, TracedArgument
 from fxsplit._errors import FxSplitWarning, TraceError
 from fxsplit._exclusive import exclusive
 from fxsplit._random import seed_everything
@@ -165,7 +165,10 @@ def _emit(model: nn.Module, session: Session, recording: Recording) -> tuple[Tra
     traced = emit(recording.program, model)
     first = recording.program.records[recording.program.inputs[0]].shape
     traced.meta["batch"] = session.inputs.schedule()[0].get(BATCH, first[0] if first else 1)
-    traced.meta[CALL_KEY] = tuple((a.name, None if a.is_input else (a.value,)) for a in session.inputs.arguments)
+    traced.meta[CALL_KEY] = tuple(
+        TracedArgument(argument.name, None if argument.is_input else (argument.value,), argument.keyword)
+        for argument in session.inputs.arguments
+    )
     for sizes, train, recorder in recording.checks:
         problem = difference(traced, session.inputs, sizes, train, recorder.returned)
         if problem is not None and not train:

@@ -47,6 +47,14 @@ def test_constants_of_the_example_may_be_given_or_left_out(model: nn.Module) -> 
         assert_same(net(mode="exp", scale=2.0, x=X), expected)
 
 
+def test_the_place_of_what_the_example_gave_by_keyword_is_not_known(model: nn.Module) -> None:
+    net = fxsplit.trace(model, {"x": X, "mode": "exp", "scale": 2.0})
+    assert_same(net(X, scale=2.0), model(X, 2.0, mode="exp"))
+    assert_same(net(X, mode="exp"), model(X, 2.0, mode="exp"))
+    with pytest.raises(InputError, match="got 2 positional arguments"):
+        net(X, 2.0)
+
+
 def test_heads_take_the_same_arguments(model: nn.Module) -> None:
     net = fxsplit.split(fxsplit.trace(model, EXAMPLE), "first", init="copy")
     for output in net.head_outputs(X, 2.0, mode="exp"):

@@ -14,7 +14,7 @@ from tests.checks import assert_same
 
 CASES: dict[str, Callable[[Tensor], Any]] = {
     "cat of rows": lambda x: torch.cat(list(x)),
-    "stack of rows": lambda x: torch.stack([row + 0 for row in x]),
+    "stack of rows": lambda x: torch.stack([*x]),
     "stack by keyword": lambda x: torch.stack(tensors=x.split(1), dim=1),
     "list of rows": lambda x: list(x),
     "tuple in a dict": lambda x: {"rows": tuple(x.unbind(0)), "sum": x.sum(0)},

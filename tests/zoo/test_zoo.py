@@ -10,11 +10,10 @@ from tests.zoo.catalogue.vision import timm_entries, torchvision_entries
 from tests.zoo.measure import EXACT, Outcome, measure
 
 # What cannot be exact in train mode, and is reported: layers and time steps that are dropped at random (LayerDrop,
-# SpecAugment); weights that the model itself rescales between the modes.
+# SpecAugment).
 NOT_EXACT_IN_TRAINING = {
     *("wav2vec2", "hubert", "unispeech", "unispeech-sat", "sew", "wav2vec2-conformer"),
 }
-# Batches that the model itself rejects, or whose outputs are drawn at random in eval mode.
 TRANSFORMERS = {entry.name: entry for entry in transformers_entries()}
 TIMM = {entry.name: entry for entry in timm_entries()}
 TORCHVISION = {entry.name: entry for entry in torchvision_entries()}
@@ -33,7 +32,8 @@ QUICK_TIMM = (
     *("test_byobnet", "test_convnext", "test_efficientnet", "test_mambaout", "test_nfnet", "test_resnet", "test_vit"),
     *("edgenext_xx_small", "ghostnet_050", "mobilevit_xxs", "lcnet_035", "xcit_nano_12_p16_224", "pit_ti_224"),
 )
-QUICK_TORCHVISION = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf", "r3d_18")
+QUICK_TORCHVISION = ("mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf")
+QUICK_ON_META = ("r3d_18", "swin3d_t", "lraspp_mobilenet_v3_large")
 
 
 def assert_right(outcome: Outcome, blocks: int = 2) -> None:
@@ -68,6 +68,11 @@ def test_timm(name: str) -> None:
 @pytest.mark.parametrize("name", QUICK_TORCHVISION)
 def test_torchvision(name: str) -> None:
     assert_right(measure(TORCHVISION[name], real=True, cuts=1))
+
+
+@pytest.mark.parametrize("name", QUICK_ON_META)
+def test_videos_and_masks(name: str) -> None:
+    assert_right(measure(TORCHVISION[name], real=False, cuts=1))
 
 
 @pytest.mark.slow
