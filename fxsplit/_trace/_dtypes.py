@@ -11,6 +11,7 @@ from torch import nn
 
 from fxsplit._random import seed_everything
 from fxsplit._trace._inputs import Inputs, map_tensors
+from fxsplit._trace._merge import same_value
 from fxsplit._trace._nested import combine, map_value
 from fxsplit._trace._preserve import preserved
 from fxsplit._trace._recorder import Recorder
@@ -94,7 +95,7 @@ def add_dtypes(values: list[Any], base: Sequence[Record], other: Sequence[Record
 
     def follow(source: int | None, path: str, of_weights: bool) -> Callable[..., Any]:
         def leaf(value: Any, one: Any, two: Any) -> Any:
-            if _same(one, two):
+            if same_value(one, two):
                 return value
             limit = _limit(one, two)
             if limit is not None and (source is not None or of_weights):
@@ -116,10 +117,6 @@ def add_dtypes(values: list[Any], base: Sequence[Record], other: Sequence[Record
         if one.is_tensor and one.dtype is not None and one.dtype.is_floating_point and one.dtype is not two.dtype:
             latest[one.path] = latest[""] = index
     return lost
-
-
-def _same(one: Any, two: Any) -> bool:
-    return type(one) is type(two) and (one == two or (isinstance(one, float) and one != one and two != two))
 
 
 def _limit(one: Any, two: Any) -> str | None:

@@ -37,7 +37,7 @@ def merge_sizes(runs: Sequence[Sequence[Record]], outputs: Sequence[Any], sizes:
 
     def merge(values: Sequence[Any], path: str) -> Any:
         def leaf(*seen: Any) -> Any:
-            if all(_same(value, seen[0]) for value in seen):
+            if all(same_value(value, seen[0]) for value in seen):
                 return seen[0]
             fitted = fit_size(seen, sizes)
             if fitted is None:
@@ -65,9 +65,9 @@ def add_train_mode(
 
     def add(values: Sequence[Any], path: str) -> Any:
         def leaf(value: Any, evaluation: Any, in_train: Any) -> Any:
-            if _same(evaluation, in_train):
+            if same_value(evaluation, in_train):
                 return value
-            if isinstance(evaluation, Ref) or isinstance(in_train, Ref) or not _same(value, evaluation):
+            if isinstance(evaluation, Ref) or isinstance(in_train, Ref) or not same_value(value, evaluation):
                 found.append(Mismatch(path, f"in train mode {in_train!r} is used in place of {evaluation!r}"))
                 return value
             return Switch(in_train, evaluation)
@@ -91,7 +91,7 @@ def add_train_loosely(
 
     def leaf(value: Any, evaluation: Any, in_train: Any) -> Any:
         flag = isinstance(evaluation, (bool, float)) and type(in_train) is type(evaluation)
-        return Switch(in_train, evaluation) if flag and not _same(evaluation, in_train) else value
+        return Switch(in_train, evaluation) if flag and not same_value(evaluation, in_train) else value
 
     for index, partner in partners.items():
         one, other = base[index], train[partner]
@@ -104,16 +104,18 @@ def differing_constants(base: Sequence[Record], constants: Sequence[dict[str, to
     found: list[Mismatch] = []
     for record in base:
         captured = [run[record.target] for run in constants if record.op == "get_attr" and record.target in run]
-        if any(not _equal(captured[0], other) for other in captured[1:]):
+        if any(not same_tensor(captured[0], other) for other in captured[1:]):
             found.append(Mismatch(record.owner, "it uses a tensor that no recorded operation made"))
     return found
 
 
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors hold the same; of meta tensors only shape and dtype can be told."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return a.is_meta or torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two constants are the same, NaN included."""
     return type(a) is type(b) and (a == b or (isinstance(a, (float, complex)) and a != a and b != b))

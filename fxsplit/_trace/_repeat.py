@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from fxsplit._trace._align import Mismatch, pair_up
-from fxsplit._trace._merge import differing_constants
+from fxsplit._trace._merge import differing_constants, same_tensor, same_value
 from fxsplit._trace._nested import combine, map_value
 from fxsplit._trace._recorder import Recorder
 from fxsplit._trace._records import Ref
@@ -21,7 +19,9 @@ def differences(first: Recorder, again: Recorder) -> list[Mismatch]:
     A cache that the first run filled changes what is computed, but not what is returned.
     """
     outputs = (map_value(run.output, lambda leaf: None if isinstance(leaf, Ref) else leaf) for run in (first, again))
-    if _same_tensors(first.returned, again.returned) and not _unequal(*outputs):
+    returned = zip(first.returned, again.returned, strict=False)
+    same = len(first.returned) == len(again.returned) and all(same_tensor(a, b) for a, b in returned)
+    if same and not _unequal(*outputs):
         return []
     found = pair_up(first.records, again.records, _WHAT)
     if found:
@@ -33,19 +33,12 @@ def differences(first: Recorder, again: Recorder) -> list[Mismatch]:
     return found or [Mismatch("", f"{_WHAT} it returns something else")]
 
 
-def _same_tensors(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    if [(one.shape, one.dtype) for one in a] != [(one.shape, one.dtype) for one in b]:
-        return False
-    return all(one.is_meta or torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in zip(a, b, strict=True))
-
-
 def _unequal(a: Any, b: Any) -> list[tuple[Any, Any]]:
     """The pairs of values at one place of two nested values that are not the same."""
     found: list[tuple[Any, Any]] = []
 
     def leaf(one: Any, two: Any) -> Any:
-        nan = isinstance(one, float) and one != one and two != two
-        if type(one) is not type(two) or (one != two and not nan):
+        if not same_value(one, two):
             found.append((one, two))
         return one
 

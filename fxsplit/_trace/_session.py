@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from fxsplit._errors import TraceError
@@ -27,6 +26,7 @@ from fxsplit._trace._preserve import preserved
 from fxsplit._trace._ragged import baked_sizes
 from fxsplit._trace._recorder import Recorder
 from fxsplit._trace._records import Guard, Origin
+from fxsplit._trace._refusal import refusal
 from fxsplit._trace._repeat import differences
 from fxsplit._trace._report import TraceReport
 from fxsplit._trace._shadow import is_on_meta
@@ -126,7 +126,7 @@ class Session:
         except Exception as error:
             if droppable:
                 self._fix_lengths(f"{type(error).__name__}: {error}")
-            if not train and BATCH in self.inputs.sizes and self._refuses(sizes):
+            if not train and BATCH in self.inputs.sizes and refusal(self.model, self.inputs, sizes, attributes=True):
                 self.fix_sizes(f"at {BATCH} = {sizes[BATCH]} the model raises {type(error).__name__}: {error}")
                 raise _Retry from error
             self._keep_whole_after(recorder.raised_in or "", error, "train" if train else "eval")
@@ -144,18 +144,6 @@ class Session:
                 "what it computes."
             )
         return recorder
-
-    def _refuses(self, sizes: Sizes) -> bool:
-        """Whether the model itself, without a recorder, raises at these sizes."""
-        args, kwargs, _ = self.inputs.make(sizes)
-        with preserved(self.model), torch.no_grad():
-            self.model.eval()
-            seed_everything()
-            try:
-                self.model(*args, **kwargs)
-            except Exception:
-                return True
-        return False
 
     def _run(
         self, recorder: Recorder, inputs: Inputs, sizes: Sizes, *, train: bool, again: bool = False

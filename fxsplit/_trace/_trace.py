@@ -7,13 +7,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from fxsplit._arguments import CALL_KEY, TracedArgument
 from fxsplit._errors import FxSplitWarning, TraceError
 from fxsplit._exclusive import exclusive
-from fxsplit._random import seed_everything
 from fxsplit._trace._check import check_leaves, check_model
 from fxsplit._trace._describe import describe, raised_in, shapes_of
 from fxsplit._trace._emit import emit
@@ -24,9 +22,9 @@ from fxsplit._trace._guards import InputGuard, attach, make_rule
 from fxsplit._trace._inputs import Argument, Example, Inputs, as_example, bind, fixed, iterate_tensors, symbolic
 from fxsplit._trace._model import META_KEY, Provenance, TracedModel
 from fxsplit._trace._preserve import preserved
+from fxsplit._trace._refusal import refusal
 from fxsplit._trace._report import TraceReport
 from fxsplit._trace._session import Recording, Session
-from fxsplit._trace._shadow import shadowing
 from fxsplit._trace._values import prepared
 from fxsplit._trace._verify import difference
 
@@ -90,7 +88,7 @@ def _record(model: nn.Module, example: Any, leaves: frozenset[str]) -> TracedMod
     if problem is not None and recording.assumed_sizes:
         session.fix_sizes(problem)
         with preserved(model):
-            _refusal(model, session.inputs)
+            refusal(model, session.inputs, session.inputs.largest(), attributes=False)
             recording = session.run()
         traced, problem = _emit(model, session, recording)
     if problem is not None:
@@ -122,34 +120,21 @@ def _rehearse(model: nn.Module, arguments: tuple[Argument, ...], report: TraceRe
     plans = [plan] if plan.dims == without_vectors.dims else [plan, without_vectors]
     refused: Exception | None = None
     for plan in plans:
-        error = _refusal(model, plan)
+        error = refusal(model, plan, plan.largest(), attributes=False)
         if error is None:
             return plan
         refused = refused or error
     plan = fixed(arguments)
-    error = _refusal(model, plan)
+    error = refusal(model, plan, plan.largest(), attributes=False)
     if error is not None:
-        refusal = TraceError(
+        rejection = TraceError(
             f"{type(model).__name__} rejects the example ({shapes_of(arguments)}) in {raised_in(model, error)} with "
             f"{type(error).__name__}: {error}. Pass inputs that it accepts in eval mode."
         )
-        refusal.__cause__ = error
-        return refusal
+        rejection.__cause__ = error
+        return rejection
     report.warnings.append(f"the graph holds for the example's batch size only: the model rejects others ({refused})")
     return plan
-
-
-def _refusal(model: nn.Module, inputs: Inputs) -> Exception | None:
-    """Run the model at the largest sizes and return what it raises."""
-    args, kwargs, _ = inputs.make(inputs.largest())
-    with preserved(model, attributes=False), torch.no_grad(), shadowing(model):
-        model.eval()
-        seed_everything()
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            return error
-    return None
 
 
 def _guard(inputs: Inputs, recording: Recording) -> InputGuard:

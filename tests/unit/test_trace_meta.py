@@ -11,10 +11,12 @@ import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 import fxsplit
 import sparsity
 from fxsplit._errors import TraceError
+from fxsplit._trace._recorder import Recorder
 from fxsplit._trace._shadow import Shadows, value_of, with_value
 from tests.checks import assert_same
 
@@ -200,3 +202,33 @@ def test_surgery_on_a_llama_of_seven_billion_weights() -> None:
     figures = dict(part.split("=") for part in run.stdout.split() if "=" in part)
     assert float(figures["seconds"]) < 60
     assert float(figures["peak_gb"]) < 2
+
+
+class _Shy(nn.Module):
+    """Runs by itself, but not when a recorder looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(isinstance(mode, Recorder) and not mode._silent for mode in _get_current_function_mode_stack()):
+            raise RuntimeError("not while you look")
+        return self.inside(x)
+
+
+class _ReadsMask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shy, self.last = _Shy(), nn.Linear(4, 40)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.last(self.shy(x if bool(mask.all()) else x * mask[..., None]))
+
+
+def test_what_fails_under_the_recorder_alone_does_not_fix_the_batch() -> None:
+    with torch.device("meta"):
+        model = _ReadsMask()
+    traced = fxsplit.trace(model, (torch.empty(2, 3, 4, device="meta"), torch.tensor([[1, 1, 0], [1, 1, 1]])))
+    assert [path for path, _ in traced.report.coarse_leaves] == ["shy"]
+    assert traced.report.warnings == []

@@ -85,11 +85,8 @@ def measure(entry: Entry, *, real: bool, cuts: int | None) -> Outcome:
 def build(entry: Entry, real: bool) -> tuple[nn.Module, Inputs]:
     """The model, from a fixed seed, and its inputs; real ones have been run once, and do run."""
     torch.manual_seed(0)
-    try:
-        with torch.device("cpu" if real else "meta"):
-            model = entry.build().eval()
-    except NotImplementedError:  # torchvision's RegNet computes its widths with tensors
-        model = entry.build().eval().to("meta")
+    with torch.device("cpu" if real else "meta"):
+        model = entry.build().eval()
     inputs = entry.inputs(model)
     if real:
         with torch.no_grad():

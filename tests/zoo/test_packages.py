@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import fxsplit
 from fxsplit._trace import trace
 from fxsplit._trace._inputs import as_example
 from tests.checks import assert_same, assert_unchanged, snapshot, tensors
+from tests.zoo.measure import call
 from tests.zoo.tracing import check_step
 
 with warnings.catch_warnings():
@@ -31,11 +31,6 @@ FAST = {
     "open_clip CLIP, timm tower",
     "open_clip SigLIP",
 }
-
-
-def call(module: torch.nn.Module, example: Any) -> Any:
-    args, kwargs = as_example(example)
-    return module(*args, **kwargs)
 
 
 @pytest.mark.parametrize(

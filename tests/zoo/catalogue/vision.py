@@ -60,6 +60,10 @@ def _torchvision(name: str) -> nn.Module:
         options["init_weights"] = False
     if torchvision.models.get_model_builder(name).__module__.split(".")[2] in ("detection", "segmentation"):
         options["weights_backbone"] = None
+    device = torch.get_default_device()
+    if name.startswith("regnet"):  # it computes its widths with tensors, which have to have values
+        with torch.device("cpu"):
+            return torchvision.models.get_model(name, **options).eval().to(device)
     return torchvision.models.get_model(name, **options).eval()
 
 
