@@ -15,8 +15,9 @@ from torch import nn
 import fxsplit
 from fxsplit import TracedModel
 from fxsplit._trace._inputs import as_example
-from tests.checks import assert_same, scalar, seeded, snapshot, tensors
+from tests.checks import assert_same, seeded, snapshot
 from tests.zoo.catalogue.entry import Entry, Inputs
+from tests.zoo.tracing import check_step
 
 BATCHES = (1, 4, 7)
 BATCHES_ON_META = (4,)
@@ -171,40 +172,28 @@ def compare_eval(model: nn.Module, other: Callable[..., Any], example: Any) -> s
 
 
 def compare_step(model: nn.Module, other: nn.Module, example: Any) -> str:
-    """``'exact'`` if outputs, gradients and buffers are those of the model after a train step from the same seed."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    results: list[Any] = []
+    """``'exact'`` if outputs, gradients and buffers are those of the model after a train step from the same seed.
+
+    ``other`` shares the parameters of the model.
+    """
     try:
-        for module in (model, other):
-            module.train()
-            out = seeded(lambda module=module: call(module, example))
-            floating = [t for t in tensors(out) if t.is_floating_point() and t.requires_grad]
-            if floating:
-                scalar(floating).backward()
-            after = {name: buffer.clone() for name, buffer in module.named_buffers()}
-            gradients = {name: parameter.grad for name, parameter in module.named_parameters(remove_duplicate=False)}
-            results.append((out, gradients, after))
-            module.zero_grad()
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-        (out, gradients, after), (other_out, other_gradients, other_after) = results
-        assert_same(other_out, out)
-        shared = gradients.keys() & other_gradients.keys()
-        assert_same({n: other_gradients[n] for n in shared}, {n: gradients[n] for n in shared})
-        missing = [
-            names for names in _names(model) if gradients[names[0]] is not None and not shared.intersection(names)
-        ]
-        assert not missing, f"no gradient for {missing}"
-        assert_same(
-            {n: b for n, b in other_after.items() if n in after}, {n: after[n] for n in other_after if n in after}
-        )
+        check_step(model, other, example)
     except Exception as error:
-        return "the model raises in train mode" if not results else say(error)
+        return say(error) if _trains(model, example) else "the model raises in train mode"
     finally:
         model.zero_grad()
         model.eval()
         other.eval()
     return EXACT
+
+
+def _trains(model: nn.Module, example: Any) -> bool:
+    model.train()
+    try:
+        seeded(lambda: call(model, example))
+    except Exception:
+        return False
+    return True
 
 
 def compare_split(expected: Any, traced: TracedModel, example: Any, cut: Any) -> str:
@@ -230,14 +219,6 @@ def fresh_heads(traced: TracedModel, cut: Any) -> str:
     equal = [name for name in first if first[name].numel() > 1 and torch.equal(first[name], second[name])]
     unexplained = [name for name in equal if not net.report.init.get(name, "kept").startswith("kept")]
     return "drawn" if not unexplained else f"equal in both heads: {', '.join(unexplained[:3])}"
-
-
-def _names(model: nn.Module) -> list[list[str]]:
-    """All names of every parameter; tied ones have several."""
-    found: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), []).append(name)
-    return list(found.values())
 
 
 def say(error: BaseException) -> str:
