@@ -17,7 +17,10 @@ from sparsity._masks import Mask, MaskedWeight
 class Attached(Protocol):
     """What is remembered of an engine."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps made."""
+        ...
 
     @property
     def attached(self) -> bool:

@@ -19,6 +19,7 @@ from sparsity._report import Rewiring
 from sparsity._rewire import Layer, rewire
 from sparsity._rule import Rule
 from sparsity._seed import seeded
+from sparsity._steps import StepCount, left_out
 
 
 class Engine:
@@ -36,7 +37,6 @@ class Engine:
 
     Attributes:
         masks: The masks that the engine keeps, a live view.
-        step: Number of optimizer steps made.
         skipped: Number of updates left out because a gradient or weight was not finite.
         last: What the latest update did, or None before the first.
 
@@ -62,7 +62,7 @@ class Engine:
     ) -> None:
         optimizer = innermost(optimizer)
         self.masks = masks_of(model)
-        self.step = 0
+        self._steps = StepCount()
         self.skipped = 0
         self.last: Rewiring | None = None
         self._rule = rule
@@ -104,6 +104,11 @@ class Engine:
         """Whether the optimizer still exists and runs this engine."""
         return bool(self._handles) and self._optimizer() is not None
 
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps made; those that a GradScaler leaves out don't count."""
+        return self._steps.exact()
+
     def state_dict(self) -> dict[str, int]:
         """Return what resuming needs besides the model (with its masks) and the optimizer, between two steps."""
         return {"step": self.step, "skipped": self.skipped, "seed": self._seed}
@@ -119,11 +124,12 @@ class Engine:
             raise EngineError(
                 f"Expected the state of an engine with step, skipped and seed, but {listed(wrong)} differ."
             )
-        self.step, self.skipped, self._seed = int(state["step"]), int(state["skipped"]), int(state["seed"])
+        self._steps = StepCount(int(state["step"]))
+        self.skipped, self._seed = int(state["skipped"]), int(state["seed"])
         self._collect_if_due()
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._rule is None or not self._rule.due(self.step):
+        if self._rule is None or not self._steps.satisfies(self._rule.due) or left_out(optimizer):
             return None
         closure = kwargs["closure"] if "closure" in kwargs else next(iter(args[1:2]), None)
         if closure is None:
@@ -145,7 +151,7 @@ class Engine:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # Masked gradients and states keep zeros at zero under elementwise optimizers only, not under Muon or SOAP.
         self.masks.apply()
-        self.step += 1
+        self._steps.add(optimizer)
         self._collect_if_due()
 
     @torch.no_grad()
@@ -208,7 +214,7 @@ class Engine:
 
     def _collect_if_due(self) -> None:
         self._stop_collecting()
-        if self._rule is not None and self._rule.dense and self._rule.due(self.step):
+        if self._rule is not None and self._rule.dense and self._steps.satisfies(self._rule.due):
             for path, weight in self.masks.weights.items():
                 self._collectors[path] = DenseGradient(weight.holder.mask, weight.parameter)
 

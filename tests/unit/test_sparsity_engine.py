@@ -23,6 +23,7 @@ from sparsity._drop import magnitude
 from sparsity._engine import Engine
 from sparsity._gradient import _open
 from sparsity._grow import gradient
+from sparsity._steps import StepCount
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -243,6 +244,45 @@ def test_gradients_of_a_discarded_step_do_not_count():
 
     clean, discarded = run(False), run(True)
     assert all(torch.equal(clean[path], discarded[path]) for path in clean)
+
+
+@pytest.mark.parametrize("skipped", range(6))
+def test_step_left_out_inside_a_fused_optimizer_does_not_count(skipped):
+    """A GradScaler calls a fused optimizer in every step and leaves it to its kernel to change nothing."""
+    net = network()
+    sparsity.sparsify(net, 0.5)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
+    updates = []
+    engine = sparsity.rigl(net, optimizer, every=2, until=100, callback=updates.append)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(7):
+        factor = torch.inf if step == skipped else 1.0
+        scaler.scale(net(batch(step)[0]).square().sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert [update.step for update in updates] == [2, 4]
+    assert engine.skipped == 0
+    assert engine.step == 6
+    assert engine.state_dict()["step"] == 6
+
+
+def test_the_count_of_steps_waits_for_the_device_only_where_an_update_may_be_due():
+    reads = []
+
+    class Flag(torch.Tensor):
+        def item(self):
+            reads.append(steps._bound)
+            return super().item()
+
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    optimizer.found_inf = torch.zeros(1).as_subclass(Flag)
+    steps = StepCount()
+    for _ in range(35):
+        steps.satisfies(lambda step: step > 0 and step % 10 == 0)
+        steps.add(optimizer)
+    assert reads == [10, 11, 20, 21, 30, 31]
+    assert steps.exact() == 35
 
 
 def test_step_skipped_by_the_grad_scaler_does_not_count():
