@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 WORKERS ?= auto
 
-.PHONY: demo test test-slow test-lowest lint bench clean
+.PHONY: demo test test-slow test-gpu test-lowest lint bench clean
 
 demo: $(STAMP)
 	$(RUN) -m recipes demo
@@ -19,6 +19,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(RUN) -m pytest -m slow
+
+test-gpu: $(STAMP)
+	HF_HUB_OFFLINE=1 CUBLAS_WORKSPACE_CONFIG=:4096:8 $(RUN) -m pytest -m gpu -n $(WORKERS) --dist worksteal
 
 # The oldest versions that pyproject.toml allows; needs uv. They warn of each other, which is not ours to mend.
 test-lowest:

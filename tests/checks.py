@@ -50,7 +50,9 @@ def seeded(function: Callable[[], Any], seed: int = 7) -> Any:
 def scalar(outputs: Any) -> Tensor:
     """One differentiable number that depends on every floating leaf."""
     leaves = [leaf for leaf in tensors(outputs) if leaf.is_floating_point() and leaf.requires_grad]
-    return torch.stack([(leaf * torch.linspace(0.5, 1.5, leaf.numel()).view_as(leaf)).sum() for leaf in leaves]).sum()
+    return torch.stack(
+        [(leaf * torch.linspace(0.5, 1.5, leaf.numel(), device=leaf.device).view_as(leaf)).sum() for leaf in leaves]
+    ).sum()
 
 
 def generators() -> tuple[Any, ...]:
