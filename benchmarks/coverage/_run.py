@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,6 +20,7 @@ from benchmarks.coverage._zoos import entries
 from tests.zoo.catalogue.entry import Entry
 
 Job = tuple[str, str, Plan]
+Measure = Callable[[Job, int], Row]
 _MODELS_PER_PROCESS = 25
 
 
@@ -29,20 +30,23 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def run(jobs: Sequence[Job], path: Path, workers: int, limit: int) -> list[Row]:
+def run(jobs: Sequence[Job], path: Path, workers: int, limit: int, measure: Measure | None = None) -> list[Row]:
     """Measure the jobs that are not in ``path`` yet, append each to it, and return all rows.
 
     Args:
         jobs: Zoo, name and plan.
         path: A file of one JSON object per line.
-        workers: Processes, of one thread each. A process that dies costs the models that it was at.
+        workers: Processes, of one thread each. Where one dies, all that it interrupts runs again, alone.
         limit: Seconds for one model.
+        measure: Makes the row of a job, in its process; by default that of the model which the job names.
     """
     done = {(row["zoo"], row["name"], row["real"]) for row in read(path)}
     todo = [job for job in jobs if (job[0], job[1], job[2].real) not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.write_text("".join(json.dumps(row) + "\n" for row in read(path)))  # without a line that was cut off
     with path.open("a") as file, tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="model") as bar:
-        for job, row in _results(todo, workers, limit):
+        for job, row in _results(todo, workers, limit, measure or _measure):
             file.write(json.dumps(row) + "\n")
             file.flush()
             bar.set_postfix_str(job[1][:30])
@@ -50,16 +54,29 @@ def run(jobs: Sequence[Job], path: Path, workers: int, limit: int) -> list[Row]:
     return read(path)
 
 
-def _results(todo: Sequence[Job], workers: int, limit: int) -> Iterator[tuple[Job, Row]]:
-    context = multiprocessing.get_context("spawn")
+def _results(todo: Sequence[Job], workers: int, limit: int, measure: Measure) -> Iterator[tuple[Job, Row]]:
     share = _MODELS_PER_PROCESS * workers
     for start in range(0, len(todo), share):
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
-            futures = {pool.submit(_measure, job, limit): job for job in todo[start : start + share]}
-            for future in as_completed(futures):
-                job = futures[future]
-                died = isinstance(future.exception(), BrokenProcessPool)
-                yield job, _failed(job, "its process died, or one beside it (memory?)") if died else future.result()
+        interrupted: list[Job] = []
+        for job, row in _in_one_pool(todo[start : start + share], workers, limit, measure):
+            if row is None:
+                interrupted.append(job)
+            else:
+                yield job, row
+        # A process that dies breaks its whole pool; only what dies by itself has failed.
+        for job in interrupted:
+            for _, row in _in_one_pool([job], 1, limit, measure):
+                yield job, row or _failed(job, "its process died (memory?)")
+
+
+def _in_one_pool(jobs: Sequence[Job], workers: int, limit: int, measure: Measure) -> Iterator[tuple[Job, Row | None]]:
+    """The rows of jobs, None for those that were not done when a process died."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
+        futures = {pool.submit(measure, job, limit): job for job in jobs}
+        for future in as_completed(futures):
+            died = isinstance(future.exception(), BrokenProcessPool)
+            yield futures[future], None if died else future.result()
 
 
 def _start() -> None:
