@@ -12,17 +12,21 @@ import argparse
 import json
 import platform
 import random
+import warnings
 from collections.abc import Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+import torch
+from tqdm import tqdm
 
 from benchmarks.coverage._measure import Plan
 from benchmarks.coverage._rivals import RIVALS
 from benchmarks.coverage._run import Job, Row, run
 from benchmarks.coverage._table import failures, table
 from benchmarks.coverage._zoos import ZOOS, entries
+from tests.zoo.catalogue.entry import Entry
 
 _ON_META = ("timm", "torchvision")
 _PACKAGES = ("torch", "torchvision", "timm", "transformers")
@@ -34,13 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = options.out / "rows.jsonl"
     rows: list[Row] = []
     for zoo in options.zoo:
-        names = _sample([entry.name for entry in entries(zoo)], options)
-        rivals = tuple(options.rivals)
-        first = Plan(real=zoo not in _ON_META, cuts=options.cuts or None, rivals=rivals)
-        rows = run([(zoo, name, first) for name in names], path, options.workers, options.limit)
-        if zoo in _ON_META:
-            real = _for_real([row for row in rows if row["zoo"] == zoo and row["name"] in names], zoo, options)
-            rows = run(real, path, options.workers, options.limit)
+        chosen = _sample(entries(zoo), options)
+        if zoo not in _ON_META or "meta" in options.weights:
+            rows = run(_jobs(chosen, zoo not in _ON_META, options), path, options.workers, options.limit)
+        if zoo in _ON_META and "real" in options.weights:
+            rows = run(_jobs(_small(chosen, zoo, options), True, options), path, options.workers, options.limit)
     rows = [row for row in rows if row["zoo"] in options.zoo]
     print("\n".join(failures(rows)))
     print(table(rows))
@@ -57,6 +59,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, help="only so many models of each zoo, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--cuts", type=int, default=3, help="block cuts to split at per model; 0: all")
+    parser.add_argument(
+        "--weights", nargs="+", choices=["meta", "real"], default=["meta", "real"], help="for timm and torchvision"
+    )
     parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=[], help="other tracers to run as well")
     parser.add_argument("--largest", type=float, default=30e6, help="parameters of the largest real torchvision model")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
@@ -65,21 +70,31 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _sample(names: list[str], options: argparse.Namespace) -> list[str]:
-    if options.sample is None or options.sample >= len(names):
-        return names
-    return sorted(random.Random(options.seed).sample(names, options.sample))
+def _sample(chosen: list[Entry], options: argparse.Namespace) -> list[Entry]:
+    if options.sample is None or options.sample >= len(chosen):
+        return chosen
+    return sorted(random.Random(options.seed).sample(chosen, options.sample), key=lambda entry: entry.name)
 
 
-def _for_real(rows: list[Row], zoo: str, options: argparse.Namespace) -> list[Job]:
-    """The smallest model of every family of timm; of torchvision also all others that are not too large."""
-    cheapest: dict[str, Any] = {}
-    for row in sorted(rows, key=lambda row: (row["flops"] or 1e18, row["name"])):
-        cheapest.setdefault(row["family"], row)
-    chosen = [row["name"] for row in cheapest.values()]
-    if zoo == "torchvision":
-        chosen += [row["name"] for row in rows if row["parameters"] <= options.largest and row["name"] not in chosen]
-    return [(zoo, name, Plan(real=True, cuts=options.cuts or None, rivals=tuple(options.rivals))) for name in chosen]
+def _jobs(chosen: list[Entry], real: bool, options: argparse.Namespace) -> list[Job]:
+    plan = Plan(real=real, cuts=options.cuts or None, rivals=tuple(options.rivals))
+    return [(entry.zoo, entry.name, plan) for entry in chosen]
+
+
+def _small(chosen: list[Entry], zoo: str, options: argparse.Namespace) -> list[Entry]:
+    """The model of fewest parameters of every family; of torchvision also all others that are not too large."""
+    sizes = {entry.name: _parameters(entry) for entry in tqdm(chosen, desc="sizes", unit="model")}
+    smallest: dict[str, Entry] = {}
+    for entry in sorted(chosen, key=lambda entry: (sizes[entry.name], entry.name)):
+        smallest.setdefault(entry.family, entry)
+    limit = options.largest if zoo == "torchvision" else 0
+    return [entry for entry in chosen if entry in smallest.values() or sizes[entry.name] <= limit]
+
+
+def _parameters(entry: Entry) -> int:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sum(parameter.numel() for parameter in entry.build().parameters())
 
 
 if __name__ == "__main__":
