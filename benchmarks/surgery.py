@@ -26,6 +26,7 @@ from torch import nn
 
 import fxsplit
 import sparsity
+from benchmarks._memory import resident
 
 HEADS = 3
 SPARSITY = 0.8
@@ -123,12 +124,6 @@ def size_of(module: nn.Module) -> int:
     """Bytes of the distinct storages behind all parameters and buffers."""
     storages = [tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def resident(key: str) -> int:
-    """Bytes of resident memory: ``VmRSS`` now, ``VmHWM`` at its highest."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[key].split()[0]) * 1024
 
 
 MEASUREMENTS = {"time": measure_time, "memory": measure_memory}

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
-import resource
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from torch import nn
 
 import fxsplit
 import sparsity
+from benchmarks._memory import resident
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 LAYERS = (12, 24, 48, 96)
@@ -118,12 +117,7 @@ def operate(model: nn.Module, clock: Callable[[], float]) -> dict[str, float]:
     for init in ("copy", "fresh"):
         net = timed(f"split_{init}", lambda init=init: fxsplit.split(traced, 0.5, heads=HEADS, init=init))
         timed(f"sparsify_{init}", lambda net=net: sparsity.sparsify(net, SPARSITY))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        **times,
-        "seconds": sum(times.values()),
-        "peak_gb": peak / (2**30 if platform.system() == "Darwin" else 2**20),
-    }
+    return {**times, "seconds": sum(times.values()), "peak_gb": resident("VmHWM") / 2**30}
 
 
 def report(figures: Mapping[str, float]) -> str:
