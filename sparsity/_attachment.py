@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torch import distributed
 from torch.optim import Optimizer
 
 from sparsity._errors import EngineError, listed
@@ -74,16 +73,20 @@ def check(weights: Mapping[str, MaskedWeight], optimizer: Optimizer) -> None:
             f"The optimizer does not hold {listed(missing)}. Make it from the parameters of this model, or attach the "
             "engine to the part of the model that it trains."
         )
+    check_unattached(weights)
+
+
+def check_unattached(weights: Mapping[str, MaskedWeight]) -> None:
+    """Check that no engine keeps these masks.
+
+    Raises:
+        EngineError: One does.
+    """
     if _running(weights):
         gc.collect()  # its optimizer may be gone, but lie in a reference cycle with a scheduler
     running = _running(weights)
     if running:
         raise EngineError(f"Another engine keeps these masks, at step {running[0].step}. Call its detach() first.")
-
-
-def processes() -> int:
-    """Return the number of processes that train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _running(weights: Mapping[str, MaskedWeight]) -> list[Attached]:

@@ -2,11 +2,84 @@
 
 from __future__ import annotations
 
+import numbers
+
+import torch
 from torch import Tensor
 
-from sparsity._rewire import Layer
+from sparsity._errors import EngineError
+from sparsity._layer import Layer, Score
 
 
 def magnitude(layer: Layer) -> Tensor:
     """Absolute value of each weight (Mocanu et al. 2018; Evci et al. 2020)."""
     return layer.weight.abs()
+
+
+def soft_magnitude(temperature: float = 3.0) -> Score:
+    """Return a score by which weights survive at random, in proportion to |w|^temperature.
+
+    The survivors are a sample without replacement, one after the other with probabilities proportional to
+    |w|^temperature: those of largest temperature log|w| + Gumbel noise (the Gumbel top-k trick of Kool et al. 2019).
+    The larger the temperature, the nearer this is to `magnitude`; at 0 it is uniform.
+
+    NeuroTrails (table 10, after Zhang et al. 2025) drops by "soft magnitude" of temperature 3.0 without giving the
+    formula; this is the one without a scale: all weights times a constant survive with the same probabilities.
+
+    Raises:
+        EngineError: ``temperature`` is not a finite number of at least 0.
+    """
+    check_number("temperature", temperature)
+
+    def score(layer: Layer) -> Tensor:
+        noise = torch.empty(layer.weight.shape, device=layer.weight.device)
+        noise.exponential_(generator=layer.generator)
+        # log(0) of a weight that is exactly zero: it is dropped first, but at temperature 0, where all are alike.
+        keys = layer.weight.abs().float().log_().mul_(temperature) if temperature else torch.zeros_like(noise)
+        return keys.sub_(noise.log_())
+
+    return score
+
+
+def magnitude_and_gradient(share: float = 0.01) -> Score:
+    """Return the score |w| + share |g| (MEST, Yuan et al. 2021), g being the gradient that the optimizer is to use.
+
+    Raises:
+        EngineError: ``share`` is not a finite number of at least 0.
+    """
+    check_number("share", share)
+    return lambda layer: layer.weight.abs() + share * _gradient(layer).abs()
+
+
+def taylor(layer: Layer) -> Tensor:
+    """|w g|: how much the loss changes, to first order, when the weight becomes zero (Mozer and Smolensky 1988)."""
+    return (layer.weight * _gradient(layer)).abs_()
+
+
+def flipped(layer: Layer) -> Tensor:
+    """Tell which active weights have another sign than when they were looked at first (DeepR, Bellec et al. 2018).
+
+    Bool. The signs are kept in ``layer.memory``, one byte per weight. A weight that is zero has no sign yet.
+    """
+    signs = layer.weight.sign().to(torch.int8)
+    known = layer.memory.get("sign")
+    # What is inactive now forgets its sign, so that it starts anew when it is grown.
+    first = signs if known is None else torch.where(layer.mask & (known != 0), known.to(signs.device), signs)
+    layer.memory["sign"] = torch.where(layer.mask, first, 0)
+    return layer.mask & (first * signs < 0)
+
+
+def check_number(name: str, value: float) -> None:
+    """Check that ``value`` is a finite number of at least 0.
+
+    Raises:
+        EngineError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+        raise EngineError(f"{name} is a finite number of at least 0, got {value!r}.")
+
+
+def _gradient(layer: Layer) -> Tensor:
+    if layer.masked_gradient is None:
+        raise EngineError(f"The gradient of {layer.path!r} is needed, and not known.")
+    return layer.masked_gradient

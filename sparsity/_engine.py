@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparsity._attachment import check, claim, innermost, processes, release
+from sparsity._attachment import check, claim, innermost, release
+from sparsity._collection import Collection
+from sparsity._distributed import check_same, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
-from sparsity._gradient import DenseGradient
+from sparsity._layer import Layer
 from sparsity._masks import masks_of
+from sparsity._optimizer_state import clear, state_of, warn_of_unclear
 from sparsity._report import Rewiring
-from sparsity._rewire import Layer, rewire
+from sparsity._rewire import Choice
 from sparsity._rule import Rule
 from sparsity._seed import seeded
 from sparsity._steps import StepCount, left_out
+from sparsity._survey import count, survey, warn_of_empty
+
+Callback = Callable[[Rewiring], None]
+_STATE = ("step", "skipped", "seed", "memory", "collected")
+Callbacks = Callback | Iterable[Callback] | None
 
 
 class Engine:
     """Dynamic (or static) sparse training of a masked model, attached to its optimizer.
 
     Attaching is all there is to do: a plain ``optimizer.step()`` in any loop then keeps masked weights exactly zero and
-    makes the updates. Made by `rigl`, `set_` and `static`.
+    makes the updates. Made by `rigl`, `set_`, `static` and other methods, or from a `Rule` of one's own.
 
     An update happens at the start of an optimizer step, from the weights and the gradients of this step, summed over
     the micro-batches since ``.grad`` was last None. It sets the dropped and grown weights, their gradients of this step
     and every floating-point optimizer state of the weight's shape to zero there. A weight without a gradient in this
     step keeps its mask. If a gradient or weight is not finite, the update is left out.
+
+    In several processes (DistributedDataParallel) an update is made from the mean of their gradients, so that all come
+    to the same masks; after each one they compare digests of them.
 
     The optimizer keeps the engine alive; the engine does not keep the optimizer alive.
 
@@ -45,7 +56,8 @@ class Engine:
         optimizer: The optimizer of its weights, or a wrapper that holds it as ``.optimizer``.
         rule: What an update does and when; None for fixed masks.
         seed: Seed of random growth, which depends on this, the layer's path and the step only.
-        callback: Called with each update's `Rewiring` right after it.
+        callback: Called with each update's `Rewiring` right after it; one function or several.
+        group: The torch.distributed process group that trains this model together; None for all processes.
 
     Raises:
         EngineError: The model has no masks, has an engine already, or weights that the optimizer doesn't hold.
@@ -58,25 +70,26 @@ class Engine:
         rule: Rule | None,
         *,
         seed: int = 0,
-        callback: Callable[[Rewiring], None] | None = None,
+        callback: Callbacks = None,
+        group: Any = None,
     ) -> None:
         optimizer = innermost(optimizer)
         self.masks = masks_of(model)
-        self._steps = StepCount()
         self.skipped = 0
         self.last: Rewiring | None = None
+        self._steps = StepCount()
         self._rule = rule
         self._seed = seed
-        self._callback = callback
-        self._collectors: dict[str, DenseGradient] = {}
+        self._callbacks = _several(callback)
+        self._group = group
+        self._collection = Collection(self.masks.weights, group)
+        self._memory: dict[str, dict[str, Tensor]] = {}
+        self._warned = False
         check(self.masks.weights, optimizer)
-        if rule is not None and rule.dense and processes() > 1:
-            raise EngineError(
-                f"Growing by gradient is not supported in {processes()} processes yet: each would grow other weights. "
-                "Use sparsity.set_ or sparsity.static, whose masks are the same in every process."
-            )
-        if rule is not None and self.masks.nonzeros == self.masks.total:
+        if rule is not None and rule.target is None and self.masks.nonzeros == self.masks.total:
             warnings.warn(NoEffectWarning("No mask has a zero, so there is nothing to rewire."), stacklevel=3)
+        if size_of(group) > 1:
+            check_same(self.masks, group)
         self._optimizer = weakref.ref(optimizer)
         self._handles = (
             optimizer.register_step_pre_hook(self._before_step),
@@ -96,7 +109,7 @@ class Engine:
         for handle in self._handles:
             handle.remove()
         release(self.masks.weights)
-        self._stop_collecting()
+        self._collection.close()
         self._handles = ()
 
     @property
@@ -109,44 +122,72 @@ class Engine:
         """Number of optimizer steps made; those that a GradScaler leaves out don't count."""
         return self._steps.exact()
 
-    def state_dict(self) -> dict[str, int]:
-        """Return what resuming needs besides the model (with its masks) and the optimizer, between two steps."""
-        return {"step": self.step, "skipped": self.skipped, "seed": self._seed}
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs besides the model (with its masks) and the optimizer.
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        In the middle of an accumulation it holds what was collected of the gradients; their ``.grad`` has to be saved
+        by whoever saves there.
+        """
+        memory = {path: {name: value.clone() for name, value in kept.items()} for path, kept in self._memory.items()}
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "seed": self._seed,
+            "memory": memory,
+            "collected": self._collection.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; load model and optimizer too, in any order.
 
         Raises:
-            EngineError: ``state`` is not from `state_dict`.
+            EngineError: ``state`` is not from `state_dict`, or of an engine with other masks.
         """
-        wrong = set(state) ^ {"step", "skipped", "seed"}
+        wrong = set(state) ^ set(_STATE)
         if wrong:
-            raise EngineError(
-                f"Expected the state of an engine with step, skipped and seed, but {listed(wrong)} differ."
-            )
+            raise EngineError(f"Expected the state of an engine with {listed(_STATE)}, but {listed(wrong)} differ.")
+        tensors = [(path, value) for path, kept in state["memory"].items() for value in kept.values()]
+        for path, value in [*tensors, *state["collected"].items()]:
+            if path not in self.masks or value.shape != self.masks[path].shape:
+                raise EngineError(f"The state is of an engine with other masks: no {path!r} of {tuple(value.shape)}.")
         self._steps = StepCount(int(state["step"]))
         self.skipped, self._seed = int(state["skipped"]), int(state["seed"])
+        self._memory = {
+            path: {name: value.to(self.masks[path].device, copy=True) for name, value in kept.items()}
+            for path, kept in state["memory"].items()
+        }
         self._collect_if_due()
+        self._collection.restore(state["collected"])
+
+    def check_processes(self) -> None:
+        """Check that all processes have the same masks, as every update does; a no-op in one process.
+
+        Raises:
+            EngineError: They have not; it is raised in all of them.
+        """
+        if size_of(self._group) > 1:
+            check_same(self.masks, self._group)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._rule is None or not self._steps.satisfies(self._rule.due) or left_out(optimizer):
+        rule = self._rule
+        if rule is None or not self._works_at(rule) or left_out(optimizer):
             return None
         closure = kwargs["closure"] if "closure" in kwargs else next(iter(args[1:2]), None)
         if closure is None:
-            self._update(optimizer, self._rule)
+            self._work(optimizer, rule)
             return None
         # With a closure the gradients of this step come into being inside the step, maybe more than once.
-        pending = [self._rule]
+        pending = [rule]
 
-        def closure_then_update() -> Any:
+        def closure_then_work() -> Any:
             loss = closure()
             if pending:
-                self._update(optimizer, pending.pop())
+                self._work(optimizer, pending.pop())
             return loss
 
         if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure_then_update}
-        return (args[0], closure_then_update, *args[2:]), kwargs
+            return args, {**kwargs, "closure": closure_then_work}
+        return (args[0], closure_then_work, *args[2:]), kwargs
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # Masked gradients and states keep zeros at zero under elementwise optimizers only, not under Muon or SOAP.
@@ -154,87 +195,93 @@ class Engine:
         self._steps.add(optimizer)
         self._collect_if_due()
 
+    def _works_at(self, rule: Rule) -> bool:
+        return rule.observe is not None or self._steps.satisfies(rule.due)
+
+    def _collect_if_due(self) -> None:
+        self._collection.close()
+        if self._rule is not None and self._rule.dense and self._works_at(self._rule):
+            self._collection.open()
+
     @torch.no_grad()
-    def _update(self, optimizer: Optimizer, rule: Rule) -> None:
-        layers = self._layers(rule)
-        self._stop_collecting()
-        nonzeros, finite = _survey(layers)
+    def _work(self, optimizer: Optimizer, rule: Rule) -> None:
+        """Observe and update, as the rule wants it in this step."""
+        step = self.step
+        dense = self._collection.take(step) if rule.dense else {}
+        layers = [
+            self._layer(optimizer, path, step, dense.get(path))
+            for path, weight in self.masks.weights.items()
+            if weight.parameter.grad is not None
+        ]
+        if rule.observe is not None:
+            for layer in layers:
+                rule.observe(layer)
+        if rule.due(step):
+            self._update(optimizer, rule, layers, step)
+
+    def _layer(self, optimizer: Optimizer, path: str, step: int, dense: Tensor | None) -> Layer:
+        parameter, mask = self.masks.weights[path].parameter, self.masks[path]
+        state = state_of(optimizer, parameter)
+        generator = seeded(mask.device, self._seed, path, step)
+        memory = self._memory.setdefault(path, {})
+        return Layer(path, parameter.detach(), mask, dense, generator, parameter.grad, state, memory)
+
+    def _update(self, optimizer: Optimizer, rule: Rule, layers: list[Layer], step: int) -> None:
+        idle = set(self.masks) - {layer.path for layer in layers}
+        if idle:
+            unmoved = listed(path for path in self.masks if path in idle)
+            text = f"No gradient in the step of an update, so these keep their masks: {unmoved}."
+            warnings.warn(NoEffectWarning(text), stacklevel=3)
+        ripe = {layer.path: rule.ripe(layer) for layer in layers} if rule.ripe is not None else {}
+        active, due, finite = survey(layers, ripe)
         if not finite:
             self.skipped += 1
-            warnings.warn(
-                SparsityWarning(f"Update at step {self.step} left out: a gradient or weight is not finite."),
-                stacklevel=2,
-            )
+            text = f"Update at step {step} left out: a gradient or weight is not finite."
+            warnings.warn(SparsityWarning(text), stacklevel=3)
             return
-        counts: dict[str, int] = {}
-        for layer, active in zip(layers, nonzeros, strict=True):
-            counts[layer.path] = rule.count(self.step, active, layer.mask.numel())
-            dropped, grown = rewire(layer, counts[layer.path], rule.drop, rule.grow)
-            changed = dropped | grown
-            layer.mask.logical_xor_(changed)
-            self._clear(optimizer, layer.path, changed)
-        self.last = Rewiring(self.step, rule.share(self.step), dict(counts), dict(counts))
-        if self._callback is not None:
-            self._callback(self.last)
+        amounts = [
+            rule.amount(step, layer.path, active[layer.path], layer.mask.numel(), due.get(layer.path))
+            for layer in layers
+        ]
+        drop = (lambda layer: ~ripe[layer.path]) if ripe else rule.drop
+        choices = rule.scope(layers, amounts, drop, rule.grow, rule.regrow)
+        for layer, choice in zip(layers, choices, strict=True):
+            self._apply(optimizer, layer, choice, rule)
+        self._report(rule, step, layers, choices, active)
+        self.check_processes()
 
-    def _layers(self, rule: Rule) -> list[Layer]:
-        """Collect what the update may look at, for each weight that has a gradient in this step."""
-        layers, idle = [], []
-        for path, weight in self.masks.weights.items():
-            if weight.parameter.grad is None:
-                idle.append(path)
-                continue
-            dense = self._collectors[path].total if path in self._collectors else None
-            if rule.dense and dense is None:
-                raise EngineError(
-                    f"{path!r} has a gradient at step {self.step}, but not from a backward pass through the masked "
-                    "model since the last step, so the gradients of its zeros are unknown. Attach the engine, move the "
-                    "model and load checkpoints between two steps, before the forward pass."
-                )
-            mask = weight.holder.mask
-            generator = seeded(mask.device, self._seed, path, self.step)
-            layers.append(Layer(path, weight.parameter.detach(), mask, dense, generator))
-        if idle:
-            warnings.warn(
-                NoEffectWarning(f"No gradient in the step of an update, so these keep their masks: {listed(idle)}."),
-                stacklevel=2,
-            )
-        return layers
+    def _apply(self, optimizer: Optimizer, layer: Layer, choice: Choice, rule: Rule) -> None:
+        # A weight that is dropped and grown again in one update stays as it is.
+        changed = choice.drop ^ choice.grow
+        start = rule.initial(layer) if rule.initial is not None else None
+        layer.mask.logical_xor_(changed)
+        self._clear(optimizer, layer.path, changed)
+        if start is not None:
+            layer.weight.copy_(torch.where(changed & choice.grow, start, layer.weight))
+
+    def _report(
+        self, rule: Rule, step: int, layers: list[Layer], choices: list[Choice], active: Mapping[str, int]
+    ) -> None:
+        dropped, grown = count(layers, choices)
+        self.last = Rewiring(step, rule.share(step), dropped, grown)
+        empty = [path for path, number in active.items() if number and number - dropped[path] + grown[path] == 0]
+        warn_of_empty(empty, f"the update at step {step}")
+        for callback in self._callbacks:
+            callback(self.last)
 
     @torch.no_grad()
     def _clear(self, optimizer: Optimizer, path: str, places: Tensor) -> None:
         """Zero weight, gradient and optimizer state at the given places."""
         parameter = self.masks.weights[path].parameter
-        states = optimizer.state.get(parameter, {}).values()
-        same_shaped = [s for s in states if isinstance(s, Tensor) and s.shape == parameter.shape]
-        for tensor in (parameter, parameter.grad, *same_shaped):
-            # Quantised states are left alone: their code 0 need not mean zero.
-            if tensor is not None and tensor.is_floating_point():
+        state = state_of(optimizer, parameter)
+        for tensor in (parameter, parameter.grad):
+            if tensor is not None:
                 tensor.masked_fill_(places.to(tensor.device), 0)
-
-    def _collect_if_due(self) -> None:
-        self._stop_collecting()
-        if self._rule is not None and self._rule.dense and self._steps.satisfies(self._rule.due):
-            for path, weight in self.masks.weights.items():
-                self._collectors[path] = DenseGradient(weight.holder.mask, weight.parameter)
-
-    def _stop_collecting(self) -> None:
-        for collector in self._collectors.values():
-            collector.close()
-        self._collectors = {}
+        clear(parameter, state, places)
+        self._warned = self._warned or warn_of_unclear(path, parameter, state, type(optimizer).__name__)
 
 
-def _survey(layers: list[Layer]) -> tuple[list[int], bool]:
-    """Count the active weights of each layer and check that all values are finite, in one transfer to the host."""
-    if not layers:
-        return [], True
-    tensors = [t for layer in layers for t in (layer.weight, layer.gradient) if t is not None]
-    device = layers[0].mask.device
-    facts = [layer.mask.sum().to(device) for layer in layers] + [_is_finite(t).to(device) for t in tensors]
-    *nonzeros, finite = torch.stack([*facts[: len(layers)], torch.stack(facts[len(layers) :]).all().long()]).tolist()
-    return nonzeros, bool(finite)
-
-
-def _is_finite(tensor: Tensor) -> Tensor:
-    # The extremes of a tensor with NaN are NaN; unlike isfinite this allocates nothing of the tensor's size.
-    return torch.stack(tensor.aminmax()).isfinite().all()
+def _several(callback: Callbacks) -> tuple[Callback, ...]:
+    if callback is None:
+        return ()
+    return (callback,) if callable(callback) else tuple(callback)

@@ -6,16 +6,51 @@ import torch
 from torch import Tensor
 
 from sparsity._errors import EngineError
-from sparsity._rewire import Layer
+from sparsity._layer import Layer
 
 
 def gradient(layer: Layer) -> Tensor:
     """Absolute gradient of the loss, as if the weight were active (RigL, Evci et al. 2020)."""
-    if layer.gradient is None:
-        raise EngineError("Growing by gradient needs a rule with dense=True.")
-    return layer.gradient.abs()
+    return layer.dense_gradient().abs()
 
 
 def uniform(layer: Layer) -> Tensor:
     """Uniformly at random (SET, Mocanu et al. 2018)."""
     return torch.rand(layer.mask.shape, generator=layer.generator, device=layer.mask.device)
+
+
+def momentum(layer: Layer) -> Tensor:
+    """Absolute value of the gradient smoothed over steps by `Smoothed` (SNFS, Dettmers and Zettlemoyer 2019)."""
+    return layer.memory[Smoothed.name].abs()
+
+
+class Smoothed:
+    """Keeps an exponentially smoothed gradient of every weight, active or not: m <- decay m + (1 - decay) g.
+
+    To be the ``observe`` of a `Rule` with ``dense=True``. Costs the gradients of all weights in every step, and memory
+    of the weights' size.
+
+    Args:
+        decay: In [0, 1).
+
+    Raises:
+        EngineError: ``decay`` is not in [0, 1).
+    """
+
+    name = "smoothed gradient"
+
+    def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise EngineError(f"decay is in [0, 1), got {decay!r}.")
+        self.decay = decay
+
+    def __call__(self, layer: Layer) -> None:
+        """Take the gradients of one step in."""
+        # In the optimizer's units, since a loss scale may change from step to step.
+        gradient = layer.scaled_gradient()
+        known = layer.memory.get(self.name)
+        if known is None:
+            known = torch.zeros_like(gradient)
+        # One step of infinite gradients would stay forever.
+        finite = gradient.isfinite().all()
+        layer.memory[self.name] = torch.where(finite, known.lerp(gradient, 1 - self.decay), known)

@@ -1,19 +1,25 @@
-"""Methods of sparse training, each a composition of a drop score, a grow score and a schedule."""
+"""Methods of dynamic sparse training, each a composition of a drop score, a grow score and a schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any, TypedDict
 
 from torch import nn
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from sparsity import _drop, _grow
-from sparsity._engine import Engine
-from sparsity._report import Rewiring
+from sparsity._engine import Callbacks, Engine
 from sparsity._rule import Rule
-from sparsity._schedule import Schedule, schedule
+from sparsity._schedule import Schedule, constant, schedule
 
-Callback = Callable[[Rewiring], None]
+
+class Options(TypedDict, total=False):
+    """Arguments that every method hands on to `Engine`."""
+
+    seed: int
+    callback: Callbacks
+    group: Any
 
 
 def rigl(
@@ -23,8 +29,8 @@ def rigl(
     until: int | None = None,
     fraction: float | Schedule = 0.3,
     *,
-    seed: int = 0,
-    callback: Callback | None = None,
+    regrow: bool = False,
+    **options: Unpack[Options],
 ) -> Engine:
     """Drop the smallest weights and grow those of largest gradient (RigL, Evci et al. 2020, alg. 1).
 
@@ -35,8 +41,9 @@ def rigl(
         until: Step at which updates end (the paper: 3/4 of training), or None for never.
         fraction: Share of each layer's active weights that an update replaces: a number, which decays to zero at
             ``until`` by a cosine (and stays as it is without ``until``), or a function of the step.
-        seed: Not used by RigL's own choices, which are not random.
-        callback: Called with each update's `Rewiring`.
+        regrow: Whether weights that an update drops may be grown again by it, as in the authors' TensorFlow code.
+        **options: ``seed`` (not used by RigL's own choices, which are not random), ``callback`` and ``group`` as of
+            `Engine`.
 
     Raises:
         EngineError: See `Engine` and `Rule`.
@@ -54,8 +61,8 @@ def rigl(
         >>> engine.last.dropped
         {'weight': 4}
     """
-    rule = Rule(every, until, schedule(fraction, until), _drop.magnitude, _grow.gradient, dense=True)
-    return Engine(model, optimizer, rule, seed=seed, callback=callback)
+    rule = Rule(every, until, schedule(fraction, until), _drop.magnitude, _grow.gradient, dense=True, regrow=regrow)
+    return Engine(model, optimizer, rule, **options)
 
 
 def set_(
@@ -64,9 +71,7 @@ def set_(
     every: int = 100,
     until: int | None = None,
     fraction: float | Schedule = 0.3,
-    *,
-    seed: int = 0,
-    callback: Callback | None = None,
+    **options: Unpack[Options],
 ) -> Engine:
     """Drop the smallest weights and grow others at random (SET, Mocanu et al. 2018).
 
@@ -84,10 +89,95 @@ def set_(
         >>> engine = sparsity.set_(net, optimizer, every=100, until=75_000, fraction=0.5)
     """
     rule = Rule(every, until, schedule(fraction, until), _drop.magnitude, _grow.uniform)
-    return Engine(model, optimizer, rule, seed=seed, callback=callback)
+    return Engine(model, optimizer, rule, **options)
 
 
-def static(model: nn.Module, optimizer: Optimizer) -> Engine:
+def snfs(
+    model: nn.Module,
+    optimizer: Optimizer,
+    every: int = 100,
+    until: int | None = None,
+    fraction: float | Schedule = 0.3,
+    *,
+    decay: float = 0.9,
+    **options: Unpack[Options],
+) -> Engine:
+    """Drop the smallest weights and grow those of largest gradient, smoothed over steps.
+
+    The growth of sparse networks from scratch (Dettmers and Zettlemoyer 2019), each layer keeping its density as in the
+    comparison of Evci et al. (2020). In every step the gradients of all weights are computed and smoothed,
+    m <- decay m + (1 - decay) g, which takes memory of the weights' size. Arguments as of `rigl`.
+
+    Raises:
+        EngineError: See `Engine` and `Rule`; or ``decay`` is not in [0, 1).
+
+    Example:
+        >>> import torch, sparsity
+        >>> net = nn.Linear(8, 4)
+        >>> masks = sparsity.sparsify(net, 0.5)
+        >>> engine = sparsity.snfs(net, torch.optim.SGD(net.parameters(), lr=0.1), every=100, until=75_000)
+    """
+    rule = Rule(
+        every,
+        until,
+        schedule(fraction, until),
+        _drop.magnitude,
+        _grow.momentum,
+        dense=True,
+        observe=_grow.Smoothed(decay),
+    )
+    return Engine(model, optimizer, rule, **options)
+
+
+def mest(
+    model: nn.Module,
+    optimizer: Optimizer,
+    every: int = 100,
+    until: int | None = None,
+    fraction: float | Schedule = 0.3,
+    *,
+    share: float = 0.01,
+    **options: Unpack[Options],
+) -> Engine:
+    """Drop the weights of smallest |w| + share |g| and grow others at random (MEST, Yuan et al. 2021).
+
+    Needs no gradient of zeros. Arguments as of `rigl`.
+
+    Raises:
+        EngineError: See `Engine` and `Rule`; or ``share`` is negative or not finite.
+
+    Example:
+        >>> import torch, sparsity
+        >>> net = nn.Linear(8, 4)
+        >>> masks = sparsity.sparsify(net, 0.5)
+        >>> engine = sparsity.mest(net, torch.optim.SGD(net.parameters(), lr=0.1), every=100, until=75_000)
+    """
+    drop = _drop.magnitude_and_gradient(share)
+    return Engine(model, optimizer, Rule(every, until, schedule(fraction, until), drop, _grow.uniform), **options)
+
+
+def deep_r(
+    model: nn.Module, optimizer: Optimizer, every: int = 1, until: int | None = None, **options: Unpack[Options]
+) -> Engine:
+    """Drop the weights whose sign has flipped and grow as many others at random (deep rewiring, Bellec et al. 2018).
+
+    A weight has the sign that it takes first; one that crosses zero is replaced at the next update. The noise and the
+    L1 penalty of the paper are the optimizer's and the loss's part. Keeps one byte per weight. Arguments as of `rigl`.
+
+    Raises:
+        EngineError: See `Engine` and `Rule`.
+
+    Example:
+        >>> import torch, sparsity
+        >>> net = nn.Linear(8, 4)
+        >>> masks = sparsity.sparsify(net, 0.5)
+        >>> engine = sparsity.deep_r(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    """
+    rule = Rule(every, until, constant(0.0), _drop.magnitude, _grow.uniform, ripe=_drop.flipped)
+    return Engine(model, optimizer, rule, **options)
+
+
+def static(model: nn.Module, optimizer: Optimizer, **options: Unpack[Options]) -> Engine:
     """Train with fixed masks: masked weights stay exactly zero under any optimizer.
 
     Raises:
@@ -99,4 +189,4 @@ def static(model: nn.Module, optimizer: Optimizer) -> Engine:
         >>> masks = sparsity.sparsify(net, 0.5)
         >>> engine = sparsity.static(net, torch.optim.AdamW(net.parameters()))
     """
-    return Engine(model, optimizer, rule=None)
+    return Engine(model, optimizer, rule=None, **options)

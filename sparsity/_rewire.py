@@ -1,80 +1,100 @@
-"""One layer's update: which weights are dropped and which are grown, exactly as many of each."""
+"""One update: which weights are dropped and which are grown, exactly as many as were asked for."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sparsity._layer import Layer, Score
+from sparsity._smallest import smallest, smallest_of
+
 
 @dataclass(frozen=True)
-class Layer:
-    """What a drop or grow score may look at, all tensors of the weight's shape.
+class Amount:
+    """How many weights to drop and to grow.
 
     Attributes:
-        path: Name of the weight.
-        weight: Its values, detached, zero where masked.
-        mask: Bool, True where active, before the update.
-        gradient: The unmasked gradient of this step, or None if the rule does not ask for it.
-        generator: A random generator on the weight's device for this layer and step alone.
+        replace: Number of weights to drop and to grow others for.
+        change: Number of weights to grow besides; negative to drop that many.
     """
 
-    path: str
-    weight: Tensor
-    mask: Tensor
-    gradient: Tensor | None
-    generator: torch.Generator
+    replace: int
+    change: int = 0
+
+    @property
+    def drop(self) -> int:
+        """Number of weights to drop."""
+        return self.replace + max(-self.change, 0)
+
+    @property
+    def grow(self) -> int:
+        """Number of weights to grow."""
+        return self.replace + max(self.change, 0)
 
 
-Score = Callable[[Layer], Tensor]
+@dataclass(frozen=True)
+class Choice:
+    """Bool masks of the weights of one layer to drop and to grow; with regrowth one may be in both and stays."""
+
+    drop: Tensor
+    grow: Tensor
 
 
-def smallest(score: Tensor, count: int, among: Tensor) -> Tensor:
-    """Return a bool mask of the ``count`` entries of smallest ``score`` where ``among`` is True.
+Scope = Callable[[Sequence[Layer], Sequence[Amount], Score, Score, bool], list[Choice]]
 
-    Of equal scores the first in row-major order are taken, so that the result is exact and the same on every device.
-    Nothing is copied to the host.
+
+def per_layer(
+    layers: Sequence[Layer], amounts: Sequence[Amount], drop: Score, grow: Score, regrow: bool = False
+) -> list[Choice]:
+    """Drop and grow in each layer its own amount.
+
+    Dropped are the active weights of smallest drop score. Grown are the ones of largest grow score, of those inactive
+    before the update, so none that is dropped in it; with ``regrow`` those dropped compete as well.
 
     Args:
-        score: Finite where ``among`` is True.
-        count: At most the number of True in ``among``.
-        among: Bool tensor of the same shape.
-
-    Example:
-        >>> smallest(torch.tensor([2.0, 1.0, 2.0, 0.0]), 2, torch.tensor([True, True, True, False]))
-        tensor([ True,  True, False, False])
+        layers: The layers before the update.
+        amounts: For each, at most its numbers of active and of inactive weights.
+        drop: Score of each weight, not NaN where active.
+        grow: Score of each weight, not NaN where inactive.
+        regrow: Whether a weight that is dropped may be grown again in the same update.
     """
-    if count == 0:
-        return torch.zeros_like(among)
-    flat = torch.where(among, score, math.inf).flatten()
-    threshold = _order_statistic(flat, count)
-    below, tied = flat < threshold, flat == threshold
-    index = torch.int32 if flat.numel() < 2**31 else torch.int64  # several times faster where it is enough
-    chosen = below | (tied & (tied.cumsum(0, dtype=index) <= count - below.sum()))
-    return chosen.view(among.shape)
+    choices = []
+    for layer, amount in zip(layers, amounts, strict=True):
+        dropped = _lowest(layer, amount.drop, drop)
+        free = ~layer.mask | dropped if regrow else ~layer.mask
+        choices.append(Choice(dropped, _highest(layer, amount.grow, grow, free)))
+    return choices
 
 
-def _order_statistic(flat: Tensor, rank: int) -> Tensor:
-    """Return the ``rank``-th smallest value as a tensor; which of several equal entries it was is left open."""
-    if flat.device.type == "cpu":
-        return flat.kthvalue(rank).values
-    # kthvalue is slow for one long row on a GPU, and refused under use_deterministic_algorithms.
-    return flat.topk(rank, largest=False, sorted=False).values.max()
+def over_layers(
+    layers: Sequence[Layer], amounts: Sequence[Amount], drop: Score, grow: Score, regrow: bool = False
+) -> list[Choice]:
+    """Drop and grow the sum of the amounts, wherever scores are smallest and largest in all layers together.
 
-
-def rewire(layer: Layer, count: int, drop: Score, grow: Score) -> tuple[Tensor, Tensor]:
-    """Return bool masks of the weights to drop and to grow, ``count`` of each.
-
-    Dropped are the active weights of smallest drop score. Grown are, of those inactive before the update (so none that
-    is dropped in it), the ones of largest grow score.
-
-    Args:
-        layer: The layer before the update.
-        count: At most the number of active and the number of inactive weights.
-        drop: Score of each weight, finite where active.
-        grow: Score of each weight, finite where inactive.
+    Numbers of active weights move between layers; a layer may lose all of its weights. Takes as much memory as the
+    scores of all weights. Arguments as of `per_layer`.
     """
-    return smallest(drop(layer), count, layer.mask), smallest(-grow(layer), count, ~layer.mask)
+    if not layers:
+        return []
+    active = [layer.mask for layer in layers]
+    total = Amount(sum(amount.replace for amount in amounts), sum(amount.change for amount in amounts))
+    dropped = smallest_of([drop(layer) for layer in layers], total.drop, active) if total.drop else _nothing(active)
+    free = [~mask | lost if regrow else ~mask for mask, lost in zip(active, dropped, strict=True)]
+    grown = smallest_of([-grow(layer) for layer in layers], total.grow, free) if total.grow else _nothing(active)
+    return [Choice(lost, new) for lost, new in zip(dropped, grown, strict=True)]
+
+
+def _lowest(layer: Layer, count: int, score: Score) -> Tensor:
+    # Not asked for a score that nobody needs: it may cost a pass over the weights, or a draw of random numbers.
+    return smallest(score(layer), count, layer.mask) if count else torch.zeros_like(layer.mask)
+
+
+def _highest(layer: Layer, count: int, score: Score, among: Tensor) -> Tensor:
+    return smallest(-score(layer), count, among) if count else torch.zeros_like(layer.mask)
+
+
+def _nothing(masks: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(mask) for mask in masks]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparsity._errors import EngineError
-from sparsity._rewire import Score
+from sparsity._initial import Initial
+from sparsity._layer import Layer, Score
+from sparsity._rewire import Amount, Scope, per_layer
 from sparsity._schedule import Schedule
+
+Target = Callable[[int, str], int]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A method of dynamic sparse training.
+    """A method of dynamic sparse training, composed of plain functions.
+
+    At an update the active weights of smallest ``drop`` score are dropped and the inactive ones of largest ``grow``
+    score grown. Scores are functions of a `Layer`.
 
     Attributes:
         every: Optimizer steps between updates.
@@ -20,10 +28,26 @@ class Rule:
         fraction: Share of active weights to replace, a function of the step.
         drop: Score of the weights; the smallest are dropped.
         grow: Score of the weights; the largest are grown.
-        dense: Whether a score needs the gradients of inactive weights.
+        dense: Whether a function needs the gradients of inactive weights.
+        scope: `per_layer`, or `over_layers` to compare scores in all layers together.
+        initial: Values that grown weights start with; None for zero.
+        regrow: Whether weights dropped in an update may be grown in the same one, as in RigL's TensorFlow code.
+        ripe: Instead of ``fraction``, a function that tells which active weights have to be replaced, as a bool tensor.
+        target: Number of weights to be active after the update at a step in the layer of a path; None to keep it.
+        begin: First step that may make an update, besides the very first, which never does.
+        observe: Called in every step with every layer that has a gradient, to keep something in ``layer.memory``.
 
     Raises:
         EngineError: ``every`` or ``until`` is not a positive int, or there would be no update before ``until``.
+
+    Example:
+        >>> import torch, sparsity
+        >>> def weighted(layer):
+        ...     return layer.weight.abs() * layer.weight.abs().mean(0)
+        >>> rule = Rule(100, until=None, fraction=sparsity.constant(0.3), drop=weighted, grow=sparsity.grow.uniform)
+        >>> net = torch.nn.Linear(8, 4)
+        >>> masks = sparsity.sparsify(net, 0.5)
+        >>> engine = sparsity.Engine(net, torch.optim.SGD(net.parameters(), lr=0.1), rule)
     """
 
     every: int
@@ -32,20 +56,31 @@ class Rule:
     drop: Score
     grow: Score
     dense: bool = False
+    scope: Scope = per_layer
+    initial: Initial | None = None
+    regrow: bool = False
+    ripe: Score | None = None
+    target: Target | None = None
+    begin: int = 0
+    observe: Callable[[Layer], None] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("every", self.every), ("until", self.until)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
                 raise EngineError(f"{name} is a positive number of optimizer steps, got {value!r}.")
-        if self.until is not None and self.until <= self.every:
+        if isinstance(self.begin, bool) or not isinstance(self.begin, int) or self.begin < 0:
+            raise EngineError(f"begin is a number of optimizer steps, got {self.begin!r}.")
+        first = self.begin or self.every
+        if self.until is not None and self.until <= first:
             raise EngineError(
-                f"The first update comes after every={self.every} steps, but updates end at until={self.until}, so "
-                "there would be none. Lower every, raise until, or use sparsity.static."
+                f"The first update comes at step {first} (every={self.every}, begin={self.begin}), but updates end at "
+                f"until={self.until}, so there would be none. Lower every, raise until, or use sparsity.static."
             )
 
     def due(self, step: int) -> bool:
         """Tell whether optimizer step ``step``, counted from 0, makes an update; the very first step never does."""
-        return step > 0 and step % self.every == 0 and (self.until is None or step < self.until)
+        after = step - self.begin
+        return step > 0 and after >= 0 and after % self.every == 0 and (self.until is None or step < self.until)
 
     def share(self, step: int) -> float:
         """Return the fraction to replace at ``step``.
@@ -60,7 +95,25 @@ class Rule:
             )
         return fraction
 
-    def count(self, step: int, nonzeros: int, total: int) -> int:
-        """Return how many of ``nonzeros`` active weights to drop, and so to grow, at ``step``."""
+    def amount(self, step: int, path: str, active: int, total: int, ripe: int | None = None) -> Amount:
+        """Return how many weights of a layer to replace, and to drop or grow besides, at ``step``.
+
+        Args:
+            step: The optimizer step.
+            path: Name of the weight.
+            active: Number of active weights.
+            total: Number of all weights.
+            ripe: Number of those that have to be replaced, if the rule tells which.
+
+        Raises:
+            EngineError: The target is not an int between 0 and ``total``.
+        """
         # The small number keeps 0.29 * 100 from becoming 28.
-        return min(math.floor(self.share(step) * nonzeros + 1e-9), total - nonzeros)
+        replaced = math.floor(self.share(step) * active + 1e-9) if ripe is None else ripe
+        wanted = active if self.target is None else self.target(step, path)
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= total:
+            raise EngineError(f"The target of {path!r} at step {step} is a number from 0 to {total}, got {wanted!r}.")
+        change = wanted - active
+        # Only what is active now can be dropped, only what is inactive now can be grown.
+        room = min(active - max(-change, 0), total - active - max(change, 0))
+        return Amount(min(replaced, room), change)

@@ -16,14 +16,16 @@ def constant(fraction: float) -> Schedule:
     return lambda step: fraction
 
 
-def cosine(fraction: float, until: int) -> Schedule:
-    """Return f(t) = fraction / 2 (1 + cos(pi t / until)), zero from ``until`` on (Evci et al. 2020, sec. 3).
+def cosine(fraction: float, until: int, floor: float = 0.0) -> Schedule:
+    """Return f(t) = floor + (fraction - floor) / 2 (1 + cos(pi t / until)), ``floor`` from ``until`` on.
+
+    With a floor of zero this is the schedule of Evci et al. 2020, sec. 3.
 
     Example:
         >>> [round(cosine(0.3, until=100)(step), 3) for step in (0, 50, 100)]
         [0.3, 0.15, 0.0]
     """
-    return lambda step: fraction / 2 * (1 + math.cos(math.pi * step / until)) if step < until else 0.0
+    return lambda step: floor + (fraction - floor) / 2 * (1 + math.cos(math.pi * min(step / until, 1)))
 
 
 def schedule(fraction: float | Schedule, until: int | None) -> Schedule:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import sparsity
 from sparsity import SparsityError
-from sparsity._rewire import smallest
+from sparsity._smallest import smallest
 from tests.checks import assert_same, assert_unchanged, generators, snapshot
 from tests.strategies import holds_for
 

@@ -223,7 +223,7 @@ def test_gradients_without_memory_of_their_own_accumulate():
     optimizer.zero_grad()
     for _ in range(2):
         net.weight.sum().backward()  # one number, expanded to the shape of the weight
-    assert torch.equal(engine._collectors["weight"].total, torch.full((2, 3), 2.0))
+    assert torch.equal(engine._collection._collectors["weight"].total, torch.full((2, 3), 2.0))
 
 
 def test_gradients_of_a_discarded_step_do_not_count():
@@ -413,7 +413,7 @@ def test_nothing_is_stored_between_updates():
         x, y = batch(step)
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x), y).backward()
-        sizes.append(sum(c.total.numel() for c in engine._collectors.values() if c.total is not None))
+        sizes.append(sum(c.total.numel() for c in engine._collection._collectors.values() if c.total is not None))
         optimizer.step()
     dense = 60 + 80 + 24
     assert sizes == [0, 0, 0, dense, 0, 0, dense]
@@ -478,7 +478,7 @@ def test_tied_weight_is_rewired_once_by_its_summed_gradient():
     for _ in range(2):
         optimizer.zero_grad()
         net(x).square().sum().backward()
-        collected = [each.total.clone() for each in engine._collectors.values()]
+        collected = [each.total.clone() for each in engine._collection._collectors.values()]
         optimizer.step()
     torch.testing.assert_close(collected, [reference.grad])
     assert engine.last.grown == {"0.weight": 2}
@@ -668,16 +668,6 @@ def test_growing_by_gradient_needs_a_dense_rule():
     Engine(net, optimizer, Rule(1, None, lambda step: 0.3, magnitude, gradient, dense=False))
     with pytest.raises(EngineError, match="dense=True"):
         train(net, optimizer, 2)
-
-
-def test_gradient_growth_in_several_processes_is_refused(monkeypatch):
-    monkeypatch.setattr("sparsity._engine.processes", lambda: 2)
-    net = network()
-    sparsity.sparsify(net, 0.5)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(EngineError, match="2 processes"):
-        sparsity.rigl(net, optimizer)
-    assert sparsity.set_(net, optimizer).attached
 
 
 def test_compiled_without_breaks_or_recompiles():

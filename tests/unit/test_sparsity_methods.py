@@ -15,8 +15,9 @@ import sparsity
 from sparsity import EngineError, Rule
 from sparsity._drop import magnitude
 from sparsity._grow import gradient
-from sparsity._rewire import smallest
+from sparsity._rewire import Amount
 from sparsity._schedule import constant, cosine, schedule
+from sparsity._smallest import smallest
 
 MASK = torch.tensor([[True, True, False], [False, True, True]])
 WEIGHT = torch.tensor([[3.0, -1.0, 0.0], [0.0, 2.0, -4.0]])
@@ -106,7 +107,7 @@ def test_set_draws_anew_for_each_layer_and_step():
             weight.parameter.data.copy_(masks[path])
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
         engine = sparsity.set_(net, optimizer, every=1, fraction=0.5)
-        engine.load_state_dict({"step": step, "skipped": 0, "seed": 0})
+        engine.load_state_dict({**engine.state_dict(), "step": step})
         net(torch.ones(12)).sum().backward()
         optimizer.step()
         return [mask.flatten()[1::2] for mask in masks.values()]
@@ -181,7 +182,7 @@ def test_due():
     [(0.29, 100, 1000, 29), (0.3, 9, 1000, 2), (0.5, 1, 10, 0), (1.0, 30, 40, 10), (0.3, 40, 40, 0), (0.0, 5, 10, 0)],
 )
 def test_count(fraction, nonzeros, total, expected):
-    assert rule(fraction=fraction).count(100, nonzeros, total) == expected
+    assert rule(fraction=fraction).amount(100, "weight", nonzeros, total) == Amount(expected)
 
 
 @pytest.mark.parametrize("method", [sparsity.rigl, sparsity.set_])

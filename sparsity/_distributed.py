@@ -1,0 +1,79 @@
+"""Several processes that train one model: gradients of all of them, and proof that their masks agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from sparsity._errors import EngineError, listed
+
+
+def size_of(group: Any) -> int:
+    """Return the number of processes in ``group``; of all for None, 1 where nothing is distributed."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return distributed.get_world_size(group)
+
+
+def agree_on(facts: Mapping[str, bool], group: Any, device: torch.device) -> dict[str, bool]:
+    """Return ``facts`` after checking that all processes hold the same ones true.
+
+    Raises:
+        EngineError: Some fact is true in some processes only.
+    """
+    size = size_of(group)
+    votes = torch.tensor(list(facts.values()), dtype=torch.int32, device=device)
+    distributed.all_reduce(votes, group=group)
+    split = [name for name, number in zip(facts, votes.tolist(), strict=True) if 0 < number < size]
+    if split:
+        raise EngineError(
+            f"{listed(split)} got a gradient in some of the {size} processes only. Synchronise gradients before the "
+            "step, as DistributedDataParallel does."
+        )
+    return dict(facts)
+
+
+def average(tensors: Sequence[Tensor], group: Any) -> None:
+    """Set tensors to their means over all processes, in place."""
+    size = size_of(group)
+    for tensor in tensors:
+        distributed.all_reduce(tensor.div_(size), group=group)
+
+
+def digests(masks: Mapping[str, Tensor]) -> Tensor:
+    """Return a 64-bit digest of each mask, ``[len(masks)]``, computed where the first of them lies.
+
+    Any change of up to eight neighbouring entries changes it; others change it but with probability 2^-63.
+    """
+    device = next(iter(masks.values())).device
+    return torch.stack([_digest(mask).to(device) for mask in masks.values()])
+
+
+def check_same(masks: Mapping[str, Tensor], group: Any) -> None:
+    """Check that the masks of all processes are the same.
+
+    Raises:
+        EngineError: They are not, in every process, naming the weights.
+    """
+    own = digests(masks)
+    low, high = own.clone(), own.clone()
+    distributed.all_reduce(low, distributed.ReduceOp.MIN, group=group)
+    distributed.all_reduce(high, distributed.ReduceOp.MAX, group=group)
+    differ = [path for path, same in zip(masks, (low == high).tolist(), strict=True) if not same]
+    if differ:
+        raise EngineError(
+            f"The {size_of(group)} processes have different masks, of {listed(differ)}. They have to start from the "
+            "same masks and weights, with the same seed, and to use the same gradients."
+        )
+
+
+def _digest(mask: Tensor) -> Tensor:
+    flat = mask.reshape(-1)
+    flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)])
+    words = flat.view(torch.int64)
+    # One odd factor for each word, as good as random: the multiplication of Fibonacci hashing, its halves mixed.
+    factors = torch.arange(1, len(words) + 1, device=mask.device) * -7046029254386353131
+    return (words * ((factors ^ (factors >> 32)) | 1)).sum()

@@ -1,0 +1,67 @@
+"""What the functions of a method may look at: one weight with its mask, gradients and optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsity._errors import EngineError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One masked weight in one step, all tensors of the weight's shape.
+
+    Attributes:
+        path: Name of the weight.
+        weight: Its values, detached, zero where masked.
+        mask: Bool, True where active, before the update.
+        gradient: The unmasked gradient of this step up to a positive factor (loss scaling, clipping and the mean over
+            processes are not in it), or None if the rule does not ask for it.
+        generator: A random generator on the weight's device for this layer and step alone.
+        masked_gradient: The weight's ``.grad``, as the optimizer is about to use it.
+        state: The optimizer's state of this weight, to be read only.
+        memory: Tensors that a rule keeps of this weight from step to step, saved with the engine.
+    """
+
+    path: str
+    weight: Tensor
+    mask: Tensor
+    gradient: Tensor | None
+    generator: torch.Generator
+    masked_gradient: Tensor | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def dense_gradient(self) -> Tensor:
+        """Return ``gradient``.
+
+        Raises:
+            EngineError: The rule does not ask for it.
+        """
+        if self.gradient is None:
+            raise EngineError(f"The gradient of the zeros of {self.path!r} is needed: make the rule with dense=True.")
+        return self.gradient
+
+    def scaled_gradient(self) -> Tensor:
+        """Return the unmasked gradient in the units of ``masked_gradient``: unscaled, clipped, averaged as that is.
+
+        Where the weight is active both are known, and their least-squares ratio is the factor. Without any active
+        gradient it is zero.
+
+        Raises:
+            EngineError: The rule does not ask for the unmasked gradient.
+        """
+        dense = self.dense_gradient()
+        if self.masked_gradient is None:
+            return dense
+        active = torch.where(self.mask, dense, 0).float()
+        factor = (active * self.masked_gradient).sum() / active.square().sum().clamp_min(torch.finfo().tiny)
+        return dense * factor.to(dense.dtype)
+
+
+Score = Callable[[Layer], Tensor]

@@ -1,0 +1,126 @@
+"""Exact selection of the smallest entries of one tensor or of several together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_SAMPLES = 1 << 16
+_WORTH_SAMPLING = 1 << 18
+
+
+def smallest(score: Tensor, count: int, among: Tensor) -> Tensor:
+    """Return a bool mask of the ``count`` entries of smallest ``score`` where ``among`` is True.
+
+    Of equal scores the first in row-major order are taken, so that the result is exact and the same on every device.
+    On other devices than the CPU nothing is copied to the host.
+
+    Args:
+        score: Not NaN where ``among`` is True.
+        count: At most the number of True in ``among``.
+        among: Bool tensor of the same shape.
+
+    Example:
+        >>> smallest(torch.tensor([2.0, 1.0, 2.0, 0.0]), 2, torch.tensor([True, True, True, False]))
+        tensor([ True,  True, False, False])
+    """
+    return smallest_of([score], count, [among])[0]
+
+
+def smallest_of(scores: Sequence[Tensor], count: int, among: Sequence[Tensor]) -> list[Tensor]:
+    """Do as `smallest` with several tensors as if they were one; of equal scores those of earlier tensors are taken.
+
+    Args:
+        scores: Not NaN where ``among`` is True; of one dtype.
+        count: At most the number of True in all of ``among``.
+        among: Bool tensors of the same shapes.
+    """
+    if count == 0:
+        return [torch.zeros_like(each) for each in among]
+    # Row-major views; those that are laid out otherwise are copied.
+    flat = [(score if score.is_floating_point() else score.float()).reshape(-1) for score in scores]
+    places = [each.reshape(-1) for each in among]
+    if len({each.device for each in flat}) > 1:
+        device = flat[0].device
+        chosen = smallest_of([each.to(device) for each in flat], count, [each.to(device) for each in places])
+        return [one.to(each.device).view(each.shape) for one, each in zip(chosen, among, strict=True)]
+    bracket = _bracket(flat, count, places) if flat[0].device.type == "cpu" else None
+    chosen = _between(flat, count, places, *bracket) if bracket is not None else None
+    if chosen is None:
+        chosen = _whole(flat, count, places)
+    return [one.view(each.shape) for one, each in zip(chosen, among, strict=True)]
+
+
+def _whole(flat: list[Tensor], count: int, among: list[Tensor]) -> list[Tensor]:
+    """Select by the order statistic of all entries."""
+    filled = [torch.where(each, score, math.inf) for score, each in zip(flat, among, strict=True)]
+    threshold = _order_statistic(filled[0] if len(filled) == 1 else torch.cat(filled), count)
+    below = [score < threshold for score in filled]
+    tied = [(score == threshold) & each for score, each in zip(filled, among, strict=True)]
+    missing = count - torch.stack([each.sum() for each in below]).sum()
+    chosen = []
+    for smaller, equal in zip(below, tied, strict=True):
+        index = torch.int32 if equal.numel() < 2**31 else torch.int64  # several times faster where it is enough
+        chosen.append(smaller | (equal & (equal.cumsum(0, dtype=index) <= missing)))
+        missing = missing - equal.sum()
+    return chosen
+
+
+def _order_statistic(flat: Tensor, rank: int) -> Tensor:
+    """Return the ``rank``-th smallest value as a tensor; which of several equal entries it was is left open."""
+    if flat.device.type == "cpu":
+        return flat.kthvalue(rank).values
+    # kthvalue is slow for one long row on a GPU, and refused under use_deterministic_algorithms.
+    return flat.topk(rank, largest=False, sorted=False).values.max()
+
+
+def _bracket(flat: list[Tensor], count: int, among: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Guess two values, from a sample, with the order statistic between them; None where it is not worth the effort."""
+    total = sum(each.numel() for each in flat)
+    if total < _WORTH_SAMPLING:
+        return None
+    step = total // _SAMPLES | 1  # odd, so that it runs through rows of even length
+    sample = torch.cat([score[::step][each[::step]] for score, each in zip(flat, among, strict=True)])
+    available = sum(int(each.count_nonzero()) for each in among)
+    if len(sample) < _SAMPLES // 64:
+        return None
+    share = count / available
+    expected, deviation = share * len(sample), math.sqrt(share * (1 - share) * len(sample))
+    low, high = math.floor(expected - 6 * deviation) - 2, math.ceil(expected + 6 * deviation) + 2
+    ordered = sample.sort().values
+    infinite = ordered.new_tensor(math.inf)
+    return (
+        ordered[low] if low >= 0 else -infinite,
+        ordered[high] if high < len(ordered) else infinite,
+    )
+
+
+def _between(flat: list[Tensor], count: int, among: list[Tensor], low: Tensor, high: Tensor) -> list[Tensor] | None:
+    """Take all below ``low`` and select exactly among the few up to ``high``; None if the guess was wrong."""
+    below = [(score < low).logical_and_(each) for score, each in zip(flat, among, strict=True)]
+    missing = count - sum(int(each.count_nonzero()) for each in below)
+    if missing < 0:
+        return None
+    candidates = [
+        _indices((score <= high).logical_and_(each).logical_xor_(under))
+        for score, each, under in zip(flat, among, below, strict=True)
+    ]
+    values = torch.cat([score[places] for score, places in zip(flat, candidates, strict=True)])
+    if len(values) < missing:
+        return None
+    if missing:
+        taken = _whole([values], missing, [torch.ones_like(values, dtype=torch.bool)])[0]
+        for under, places, own in zip(below, candidates, taken.split([len(c) for c in candidates]), strict=True):
+            under[places[own]] = True
+    return below
+
+
+def _indices(few: Tensor) -> Tensor:
+    """Return the indices of True in a bool vector with few of them, looking at eight places at a time first."""
+    whole = few.numel() // 8 * 8
+    words = few[:whole].view(torch.int64).nonzero().squeeze(1)
+    near = few[:whole].view(-1, 8)[words].nonzero()
+    return torch.cat([words[near[:, 0]] * 8 + near[:, 1], few[whole:].nonzero().squeeze(1) + whole])
