@@ -10,6 +10,8 @@ from torch import Tensor, distributed
 
 from sparsity._errors import EngineError, listed
 
+_ODD = -7046029254386353131  # 2^64 divided by the golden ratio, as of Fibonacci hashing
+
 
 def size_of(group: Any) -> int:
     """Return the number of processes in ``group``; of all for None, 1 where nothing is distributed."""
@@ -46,7 +48,7 @@ def average(tensors: Sequence[Tensor], group: Any) -> None:
 def digests(masks: Mapping[str, Tensor]) -> Tensor:
     """Return a 64-bit digest of each mask, ``[len(masks)]``, computed where the first of them lies.
 
-    Any change of up to eight neighbouring entries changes it; others change it but with probability 2^-63.
+    Masks that differ have different digests but for a chance of about 2^-64.
     """
     device = next(iter(masks.values())).device
     return torch.stack([_digest(mask).to(device) for mask in masks.values()])
@@ -74,6 +76,8 @@ def _digest(mask: Tensor) -> Tensor:
     flat = mask.reshape(-1)
     flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)])
     words = flat.view(torch.int64)
-    # One odd factor for each word, as good as random: the multiplication of Fibonacci hashing, its halves mixed.
-    factors = torch.arange(1, len(words) + 1, device=mask.device) * -7046029254386353131
-    return (words * ((factors ^ (factors >> 32)) | 1)).sum()
+    # The sum of hashes of each word with its place: odd factors spread bits upwards, shifts bring them down again.
+    places = torch.arange(1, len(words) + 1, device=mask.device).mul_(_ODD)
+    mixed = (words * _ODD).bitwise_xor_(places.bitwise_xor_(places >> 32))
+    mixed.bitwise_xor_(mixed >> 29).mul_(_ODD)
+    return mixed.bitwise_xor_(mixed >> 32).mul_(_ODD).sum()
