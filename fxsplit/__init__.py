@@ -18,7 +18,7 @@ from fxsplit._errors import (
     SplitError,
     TraceError,
 )
-from fxsplit._flops import layer_flops
+from fxsplit._flops import layer_flops, other_flops
 from fxsplit._generate import as_generator, generate
 from fxsplit._head_loss import head_loss
 from fxsplit._hooks import hook_block
@@ -73,6 +73,7 @@ __all__ = [
     "load",
     "load_pretrained",
     "neurotrailify",
+    "other_flops",
     "save",
     "split",
     "summary",

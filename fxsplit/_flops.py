@@ -58,7 +58,21 @@ def layer_flops(graph: fx.GraphModule) -> dict[str, int]:
 
 
 def other_flops(graph: fx.GraphModule) -> int:
-    """FLOPs per sample that belong to no weight: attention products, products of activations, opaque leaves."""
+    """FLOPs per sample that belong to no weight: attention products, products of activations, opaque leaves.
+
+    With `layer_flops` it is the whole forward pass; masks make only the layers cheaper.
+
+    Args:
+        graph: A traced graph or a split model.
+
+    Example:
+        >>> import torch, fxsplit
+        >>> class Gram(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return x @ x.mT
+        >>> other_flops(fxsplit.trace(Gram(), torch.zeros(2, 3, 5)))
+        90
+    """
     return round(sum(cost.other for _, _, cost in node_costs(graph)) / recorded_batch(graph))
 
 

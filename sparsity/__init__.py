@@ -2,49 +2,99 @@
 
 from __future__ import annotations
 
+from sparsity import _dense_steps as dense_steps
 from sparsity import _drop as drop
 from sparsity import _grow as grow
 from sparsity._allocation import allocate, er, erk, uniform
+from sparsity._blocks import Blocks
+from sparsity._components import by_component
+from sparsity._csv_log import CsvLog
 from sparsity._engine import Engine
-from sparsity._errors import AllocationError, EngineError, MaskError, NoEffectWarning, SparsityError, SparsityWarning
-from sparsity._flops import dense_training_flops, rigl_training_flops, sparse_training_flops
+from sparsity._errors import (
+    AllocationError,
+    EngineError,
+    MaskError,
+    NoEffectWarning,
+    RecordError,
+    SparsityError,
+    SparsityWarning,
+)
+from sparsity._flops import (
+    Phase,
+    dense_training_flops,
+    rigl_training_flops,
+    sparse_training_flops,
+    training_flops,
+)
+from sparsity._history import History
 from sparsity._initial import descent, initial_values, original
 from sparsity._layer import Layer
 from sparsity._masks import Masks, masks_of
 from sparsity._methods import deep_r, mest, rigl, set_, snfs, static
+from sparsity._nm import NM
+from sparsity._overlap import LayerOverlap, Overlap, overlap, overlap_of
+from sparsity._per_component import per_component
 from sparsity._pruning import cubic, gradual, prune, snip
 from sparsity._report import LayerDensity, Rewiring
-from sparsity._rewire import over_layers, per_layer
+from sparsity._rewire import Amount, Choice, over_layers, per_layer
 from sparsity._rule import Rule
+from sparsity._scalar_log import ScalarLog
 from sparsity._schedule import constant, cosine
+from sparsity._selectors import Kind
+from sparsity._skip import attention, classifier, depthwise, embeddings, first_layer
 from sparsity._sparsify import fold, sparsify
+from sparsity._structure import Geometry, Structure
 from sparsity._trails import PRESETS, Preset, trails
+from sparsity._training_flops import TrainingFlops
+from sparsity._training_plan import training_plan
 
 __all__ = [
+    "NM",
     "PRESETS",
     "AllocationError",
+    "Amount",
+    "Blocks",
+    "Choice",
+    "CsvLog",
     "Engine",
     "EngineError",
+    "Geometry",
+    "History",
+    "Kind",
     "Layer",
     "LayerDensity",
+    "LayerOverlap",
     "MaskError",
     "Masks",
     "NoEffectWarning",
+    "Overlap",
+    "Phase",
     "Preset",
+    "RecordError",
     "Rewiring",
     "Rule",
+    "ScalarLog",
     "SparsityError",
     "SparsityWarning",
+    "Structure",
+    "TrainingFlops",
     "allocate",
+    "attention",
+    "by_component",
+    "classifier",
     "constant",
     "cosine",
     "cubic",
     "deep_r",
+    "dense_steps",
     "dense_training_flops",
+    "depthwise",
     "descent",
     "drop",
+    "embeddings",
     "er",
     "erk",
+    "first_layer",
     "fold",
     "gradual",
     "grow",
@@ -53,6 +103,9 @@ __all__ = [
     "mest",
     "original",
     "over_layers",
+    "overlap",
+    "overlap_of",
+    "per_component",
     "per_layer",
     "prune",
     "rigl",
@@ -64,5 +117,7 @@ __all__ = [
     "sparsify",
     "static",
     "trails",
+    "training_flops",
+    "training_plan",
     "uniform",
 ]

@@ -22,6 +22,10 @@ class EngineError(SparsityError, ValueError):
     """An engine cannot be attached to this model and optimizer, or cannot go on."""
 
 
+class RecordError(SparsityError, ValueError):
+    """A record of training cannot be made, read or gone on with from what was given."""
+
+
 class SparsityWarning(UserWarning):
     """Base class of sparsity's warnings."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from sparsity._components import by_component
 
 _FOLD_ABOVE = 30
 
@@ -99,7 +100,8 @@ class Rewiring:
         step: Optimizer step, counted from 0, at whose start it happened.
         fraction: Share of active weights that it was asked to replace.
         dropped: Number of weights dropped, by path.
-        grown: Number of weights grown, by path; the same numbers.
+        grown: Number of weights grown, by path. With fixed densities as many as dropped; fewer while pruning, and
+            others in each layer where scores are compared over layers.
     """
 
     step: int
@@ -109,14 +111,26 @@ class Rewiring:
 
     @property
     def components(self) -> dict[str, int]:
-        """Number of weights replaced in ``trunk`` and each of ``heads.<i>``; ``model`` for weights outside of them."""
-        totals: dict[str, int] = {}
-        for path, count in self.grown.items():
-            component = re.match(r"trunk(?=\.)|heads\.\d+(?=\.)", path)
-            name = component.group() if component else "model"
-            totals[name] = totals.get(name, 0) + count
-        return totals
+        """Number of weights grown in ``trunk`` and each of ``heads.<i>``; ``model`` for weights outside of them."""
+        return by_component(self.grown)
+
+    @property
+    def components_dropped(self) -> dict[str, int]:
+        """Number of weights dropped in each component."""
+        return by_component(self.dropped)
+
+    @property
+    def change(self) -> dict[str, int]:
+        """Active weights after the update minus those before, by path, of the layers where that is not zero."""
+        changes = {path: count - self.dropped.get(path, 0) for path, count in self.grown.items()}
+        return {path: change for path, change in changes.items() if change}
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name}: {count}" for name, count in self.components.items())
-        return f"step {self.step}: replaced {sum(self.grown.values())} weights, fraction {self.fraction:.4f} ({parts})"
+        dropped, grown = self.components_dropped, self.components
+        if dropped == grown:
+            counts = f"replaced {sum(grown.values())}"
+            parts = ", ".join(f"{name}: {count}" for name, count in grown.items())
+        else:
+            counts = f"dropped {sum(dropped.values())} and grew {sum(grown.values())}"
+            parts = ", ".join(f"{name}: -{dropped[name]} +{count}" for name, count in grown.items())
+        return f"step {self.step}: {counts} weights, fraction {self.fraction:.4f} ({parts})"

@@ -1,0 +1,53 @@
+"""In which optimizer steps the gradients of all weights are computed: plain functions of the step.
+
+That is what tells the training FLOPs of methods with the same masks apart (Evci et al. 2020, app. H).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sparsity._engine import Engine
+from sparsity._errors import EngineError
+
+DenseSteps = Callable[[int], bool]
+
+
+def never(step: int) -> bool:
+    """In no step: fixed masks, SET, MEST, DeepR, pruning by magnitude."""
+    return False
+
+
+def always(step: int) -> bool:
+    """In every step: SNFS."""
+    return True
+
+
+def updates(every: int = 100, until: int | None = None, begin: int = 0) -> DenseSteps:
+    """In the steps that make an update: RigL. Arguments as of the method.
+
+    Raises:
+        EngineError: A number of steps is not a positive int (``begin``: at least 0).
+
+    Example:
+        >>> [step for step in range(100) if updates(every=20, until=80)(step)]
+        [20, 40, 60]
+    """
+    for name, value, least in (("every", every, 1), ("until", until, 1), ("begin", begin, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise EngineError(f"{name} is a number of optimizer steps of at least {least}, got {value!r}.")
+
+    def dense(step: int) -> bool:
+        return step > 0 and step >= begin and (step - begin) % every == 0 and (until is None or step < until)
+
+    return dense
+
+
+def of(engine: Engine) -> DenseSteps:
+    """In the steps in which ``engine`` computes them."""
+    rule = engine._rule
+
+    def dense(step: int) -> bool:
+        return rule is not None and rule.dense and (rule.observe is not None or rule.due(step))
+
+    return dense
