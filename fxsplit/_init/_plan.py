@@ -23,15 +23,26 @@ from fxsplit._init._rules import (
     run_model_initialiser,
     values_of,
 )
-from fxsplit._init._statistics import is_constant, is_independent, looks_drawn, same_distribution, sample
+from fxsplit._init._statistics import (
+    is_constant,
+    is_independent,
+    looks_drawn,
+    same_distribution,
+    same_extent,
+    sample,
+)
 
 META = "meta: holds no values"
 
 # Hundreds of tensors are tested per model. A model's own initialiser is trusted unless the evidence is overwhelming; a
-# layer's default one is easily replaced, because a permutation of the same values is at hand.
+# layer's default one is easily replaced, because a permutation of the same values is at hand. What was trained gets the
+# layer's default draw, fitting or not: so that takes overwhelming evidence, too.
 _LEVEL_MODEL = 1e-7
 _LEVEL_LAYER = 1e-3
+_LEVEL_TRAINED = 1e-7
 _TELLING = 512  # elements of a tensor that shows whether it was trained
+_CLOSE = 16384  # elements looked at to see that
+_VOTES = 32  # tensors looked at to see whether a model was trained
 
 
 class Planner:
@@ -158,14 +169,17 @@ class Planner:
         if not is_independent(old, new):
             return False
         if rule == RESET:
-            return same_distribution(old, new, _LEVEL_LAYER) or self._is_trained(old)
-        return not self._untrained or same_distribution(old, new, _LEVEL_MODEL)
+            fits = same_distribution(old, new, _LEVEL_LAYER) and same_extent(source, value, _LEVEL_LAYER)
+            return fits or self._is_trained(source)
+        if not self._untrained:
+            return True
+        return same_distribution(old, new, _LEVEL_MODEL) and same_extent(source, value, _LEVEL_MODEL)
 
-    def _is_trained(self, values: np.ndarray) -> bool:
+    def _is_trained(self, tensor: Tensor) -> bool:
         """Whether a tensor's values are not a draw, so that a new order of them would not be one either."""
-        if self._untrained or len(values) < _TELLING:
+        if self._untrained or tensor.numel() < _TELLING:
             return self._trained
-        return not looks_drawn(values)
+        return _is_no_draw(tensor)
 
     def _repeats(self, key: int, value: Tensor) -> bool:
         """Whether an initialiser drew the same numbers for an earlier head (a generator of its own, seeded alike)."""
@@ -187,8 +201,12 @@ def _starts_constant(tensor: Tensor) -> bool:
 def _looks_trained(model: nn.Module) -> bool:
     """Whether most of the weights don't look like draws."""
     weights = [p for p in model.parameters() if p.dim() > 1 and p.numel() >= _TELLING and not p.is_meta]
-    weights = [p for p in weights[:: max(1, len(weights) // 32)] if p.is_floating_point() and not is_constant(p)]
-    return bool(weights) and sum(not looks_drawn(sample(p)) for p in weights) > len(weights) / 2
+    weights = [p for p in weights[:: max(1, len(weights) // _VOTES)] if p.is_floating_point() and not is_constant(p)]
+    return bool(weights) and sum(map(_is_no_draw, weights)) > len(weights) / 2
+
+
+def _is_no_draw(weight: Tensor) -> bool:
+    return not looks_drawn(sample(weight, _CLOSE), _LEVEL_TRAINED)
 
 
 def _looks_untrained(model: nn.Module) -> bool:

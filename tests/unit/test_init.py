@@ -17,7 +17,7 @@ from torch import nn
 from fxsplit._errors import SplitError
 from fxsplit._init._fresh import HeadDraw, fresh_heads
 from fxsplit._init._replica import Replica
-from fxsplit._init._statistics import ks_p_value, looks_drawn, same_distribution
+from fxsplit._init._statistics import ks_p_value, looks_drawn, same_distribution, same_extent
 
 SEEDS = 6
 
@@ -190,6 +190,45 @@ def test_initialisers_of_other_scale_or_shape_are_told_apart(n):
     assert rejected["same"] <= 1
     assert rejected["wider"] == 40
     assert rejected["normal"] >= 36 or n < 128
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("draw", [lambda t: t.uniform_(-0.1, 0.1), lambda t: t.normal_(std=0.02)], ids=["U", "N"])
+@pytest.mark.parametrize("shape", [(100,), (40, 50), (64, 16, 4, 4), (1 << 10, 1 << 11)], ids=str)
+def test_all_elements_show_small_differences_of_width(draw, dtype, shape):
+    rounds = 20 if math.prod(shape) < 1e5 else 3
+    pairs = [[draw(torch.empty(shape, dtype=dtype)) for _ in range(2)] for _ in range(rounds)]
+    assert all(same_extent(a, b, 1e-6) for a, b in pairs)
+    if len(shape) == 4:
+        assert same_extent(pairs[0][0].contiguous(memory_format=torch.channels_last), pairs[0][1], 1e-6)
+    if math.prod(shape) > 1e4:
+        narrower = 0.98 if math.prod(shape) > 1e5 else 0.9
+        assert not any(same_extent(a, narrower * b, 1e-3) for a, b in pairs)
+
+
+@pytest.mark.parametrize("n", [128, 1000])
+def test_uniform_draws_of_small_layers_are_told_apart_by_their_bounds(n):
+    # As Xavier's bounds and torch's default ones, in a layer that widens four times.
+    pairs = [(torch.empty(n).uniform_(-1, 1), torch.empty(n).uniform_(-0.913, 0.913)) for _ in range(20)]
+    assert not any(same_extent(a, b, 1e-3) for a, b in pairs)
+
+
+@pytest.mark.parametrize("seed", [385, 1173, 1211])
+def test_bounds_near_the_default_ones_are_not_taken_for_them(seed):
+    # One draw in a few hundred: in these, a sample of the weights does not show the difference.
+    torch.manual_seed(seed)
+    layer = nn.Linear(64, 256, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    assert draws(layer)[0].rule["weight"] == "permuted"
+
+
+@pytest.mark.parametrize("seed", [178, 242, 322, 327, 432])
+def test_unlikely_draws_are_not_taken_for_trained_weights(seed):
+    # One draw in a thousand: a sample of these weights fits a normal distribution as badly.
+    torch.manual_seed(seed)
+    layer = nn.Linear(64, 64, bias=False)
+    nn.init.normal_(layer.weight)
+    assert draws(layer)[0].rule["weight"] == "permuted"
 
 
 def test_ks_p_value_agrees_with_scipy():
@@ -383,9 +422,9 @@ def test_written_values_are_kept_however_few():
     ids=["normal", "uniform", "truncated normal", "Laplace", "Student t", "normal off centre", "zero"],
 )
 def test_draws_of_initialisers_are_told_from_trained_values(family, seems):
-    assert sum(looks_drawn(family(np.random.default_rng(seed), 2048)) for seed in range(50)) in (
-        (49, 50) if seems else (0,)
-    )
+    samples = [family(np.random.default_rng(seed), 2048) for seed in range(50)]
+    assert sum(map(looks_drawn, samples)) in ((49, 50) if seems else (0,))
+    assert sum(looks_drawn(values, 1e-7) for values in samples) == (50 if seems else 0)
 
 
 class Custom(nn.Module):
@@ -486,6 +525,21 @@ def test_initialisers_that_zero_what_the_constructor_drew_are_not_trusted():
     assert not torch.equal(first.values["last.weight"], second.values["last.weight"])
     kept = draws(Residual(zero_init_last=True))[0]
     assert kept.rule["last.weight"] == "kept: constant"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_initialisers_that_draw_more_widely_than_the_constructor_did_are_not_trusted(seed):
+    class Gained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(256, 256, bias=False), nn.LayerNorm(256)
+            self.init_weights(gain=0.9)
+
+        def init_weights(self, gain=1.0):
+            nn.init.normal_(self.layer.weight, std=0.02 * gain)
+
+    torch.manual_seed(seed)
+    assert draws(Gained())[0].rule["layer.weight"] == "permuted"
 
 
 def test_failing_initialisers_are_replaced():
