@@ -6,10 +6,10 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 
+from sparsity._budget import Budget, Exact, Shapes, whole
 from sparsity._errors import AllocationError, listed, near_matches
-from sparsity._select import matches
+from sparsity._selectors import matches
 
-Shapes = Mapping[str, tuple[int, ...]]
 Densities = Mapping[str, float]
 Allocation = str | Densities | Callable[[Shapes, float], Densities]
 
@@ -63,63 +63,95 @@ def check_sparsity(sparsity: float) -> float:
     return float(sparsity)
 
 
-def allocate(shapes: Shapes, sparsity: float, allocation: Allocation = "erk") -> dict[str, int]:
+def allocate(shapes: Shapes, sparsity: float, allocation: Allocation = "erk", block: int = 1) -> dict[str, int]:
     """Return the number of nonzeros of each layer; they add up to round((1 - sparsity) * total size) exactly.
 
     Args:
         shapes: Shape of each weight by path, not empty.
         sparsity: Share of zeros over all weights together, in [0, 1).
         allocation: ``'erk'``, ``'er'``, ``'uniform'``; a dict of densities by path (or glob), the weights that it
-            leaves out sharing the rest by ERK; or a callable ``(shapes, density) -> {path: density}``.
+            leaves out sharing the rest by ERK; a callable ``(shapes, density) -> {path: density}``; or `per_component`
+            of one of these.
+        block: Number of weights that are active or not together. The numbers returned are multiples of it, and add up
+            to ``block * round((1 - sparsity) * total size / block)``.
 
     Raises:
-        AllocationError: The sparsity or the allocation is invalid, or they contradict each other.
+        AllocationError: The sparsity or the allocation is invalid, or they contradict each other; or ``block`` does not
+            divide the size of a weight.
 
     Example:
         >>> allocate({"a": (4, 10), "b": (10, 10)}, sparsity=0.9, allocation="uniform")
         {'a': 4, 'b': 10}
     """
     density = 1 - check_sparsity(sparsity)
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    total = round(density * sum(sizes.values()))
-    if total < len(sizes):
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        raise AllocationError(f"block is a number of weights, got {block!r}.")
+    odd = [path for path, shape in shapes.items() if math.prod(shape) % block]
+    if odd:
+        raise AllocationError(f"The sizes of {listed(odd)} are no multiples of a block of {block} weights.")
+    size = Budget(shapes, 0, block).size
+    budget = Budget(shapes, round(density * size), block)
+    if budget.total < len(shapes):
         raise AllocationError(
-            f"sparsity {sparsity} leaves {total} of {sum(sizes.values())} weights, but each of the {len(sizes)} layers "
-            f"needs at least one. Use a sparsity of at most {1 - len(sizes) / sum(sizes.values()):.6f}."
+            f"sparsity {sparsity} leaves {budget.total} of {size} {budget.unit}, but each of the {len(shapes)} layers "
+            f"needs at least one. Use a sparsity of at most {1 - len(shapes) / size:.6f}."
         )
-    quotas = {path: share * sizes[path] for path, share in _densities(shapes, sizes, total, allocation).items()}
-    return _whole(quotas, sizes, total)
+    return {path: count * block for path, count in distribute(budget, allocation).items()}
 
 
-def _densities(shapes: Shapes, sizes: Mapping[str, int], total: int, allocation: Allocation) -> Densities:
-    density = total / sum(sizes.values())
-    if isinstance(allocation, str):
-        if allocation not in NAMED:
-            raise AllocationError(
-                f"Unknown allocation {allocation!r}; known are {listed(NAMED)}, a dict of densities by path, or a "
-                f"callable.{near_matches(allocation, NAMED)}"
-            )
-        return NAMED[allocation](shapes, density)
-    if callable(allocation):
-        result = allocation(shapes, density)
-        if not isinstance(result, Mapping) or set(result) != set(shapes):
-            raise AllocationError(
-                "The allocation callable has to return a dict with the density of each of the weights "
-                f"{listed(shapes)}, got {listed(result) if isinstance(result, Mapping) else repr(result)}."
-            )
-        given = {path: _checked_density(path, result[path]) for path in shapes}
-    elif isinstance(allocation, Mapping):
-        given = _resolve(shapes, allocation)
-    else:
+def distribute(budget: Budget, allocation: Allocation) -> dict[str, int]:
+    """Return the number of active blocks of each weight; they add up to the total exactly.
+
+    Raises:
+        AllocationError: The allocation is invalid or can't be met.
+    """
+    if isinstance(allocation, Exact):
+        return allocation.counts(budget)
+    sizes = budget.sizes
+    quotas = {path: share * sizes[path] for path, share in _densities(budget, allocation).items()}
+    return whole(quotas, sizes, budget.total)
+
+
+def check_allocation(allocation: Allocation) -> None:
+    """Check what can be checked of an allocation before the weights are known.
+
+    Raises:
+        AllocationError: It is of no kind that is known, or has an unknown name.
+    """
+    if isinstance(allocation, str) and allocation not in NAMED:
+        raise AllocationError(
+            f"Unknown allocation {allocation!r}; known are {listed(NAMED)}, a dict of densities by path, or a "
+            f"callable.{near_matches(allocation, NAMED)}"
+        )
+    if not (isinstance(allocation, (str, Mapping)) or callable(allocation)):
         raise AllocationError(
             f"allocation is one of {listed(NAMED)}, a dict of densities by path, or a callable, "
             f"got {allocation!r} of type {type(allocation).__name__}."
         )
-    return _fill(shapes, sizes, total, given)
 
 
-def _resolve(shapes: Shapes, allocation: Densities) -> dict[str, float]:
-    """Expand the user's paths and globs to one density per weight."""
+def _densities(budget: Budget, allocation: Allocation) -> Densities:
+    check_allocation(allocation)
+    density, shapes = budget.total / budget.size, budget.shapes
+    if isinstance(allocation, str):
+        return NAMED[allocation](shapes, density)
+    if isinstance(allocation, Mapping):
+        return _fill(budget, resolve(shapes, allocation))
+    result = allocation(shapes, density)
+    if not isinstance(result, Mapping) or set(result) != set(shapes):
+        raise AllocationError(
+            "The allocation callable has to return a dict with the density of each of the weights "
+            f"{listed(shapes)}, got {listed(result) if isinstance(result, Mapping) else repr(result)}."
+        )
+    return _fill(budget, {path: _checked_density(path, result[path]) for path in shapes})
+
+
+def resolve(shapes: Shapes, allocation: Densities) -> dict[str, float]:
+    """Expand the user's paths and globs to one density per weight.
+
+    Raises:
+        AllocationError: One of them names no weight, or a weight that another one names; or a density is wrong.
+    """
     given: dict[str, float] = {}
     for pattern, density in allocation.items():
         hits = [path for path in shapes if matches(str(pattern), path)]
@@ -141,21 +173,23 @@ def _checked_density(path: str, density: float) -> float:
     return float(density)
 
 
-def _fill(shapes: Shapes, sizes: Mapping[str, int], total: int, given: Densities) -> dict[str, float]:
-    """Let the weights without a given density share the rest by ERK, so that ``total`` is met."""
+def _fill(budget: Budget, given: Densities) -> dict[str, float]:
+    """Let the weights without a given density share the rest by ERK, so that the total is met."""
+    sizes, total = budget.sizes, budget.total
     fixed = sum(density * sizes[path] for path, density in given.items())
-    rest = {path: shape for path, shape in shapes.items() if path not in given}
+    rest = {path: shape for path, shape in budget.shapes.items() if path not in given}
     room = sum(sizes[path] for path in rest)
     if not rest and abs(fixed - total) > 1:
         raise AllocationError(
-            f"These densities amount to {fixed:.0f} of {sum(sizes.values())} weights, a sparsity of "
-            f"{1 - fixed / sum(sizes.values()):.6f}, but {total} were asked for. Pass that sparsity, or leave out the "
+            f"These densities amount to {fixed:.0f} of {budget.size} {budget.unit}, a sparsity of "
+            f"{1 - fixed / budget.size:.6f}, but {total} were asked for. Pass that sparsity, or leave out the "
             "layers that should share the rest."
         )
     if rest and not len(rest) <= total - fixed <= room:
         raise AllocationError(
-            f"The given densities take {fixed:.0f} of {total} nonzeros; the other {len(rest)} layers would have to "
-            f"hold {total - fixed:.0f}, but can hold {len(rest)} to {room}. Change the densities or the sparsity."
+            f"The given densities take {fixed:.0f} of {total} active {budget.unit}; the other {len(rest)} layers would "
+            f"have to hold {total - fixed:.0f}, but can hold {len(rest)} to {room}. Change the densities or the "
+            "sparsity."
         )
     return {**given, **(erk(rest, (total - fixed) / room) if rest else {})}
 
@@ -180,15 +214,3 @@ def _proportional(shapes: Shapes, density: float, score: Callable[[tuple[int, ..
         open_ = [path for path in open_ if scale * scores[path] < 1]
     shared = set(open_)
     return {path: scale * scores[path] if path in shared else 1.0 for path in shapes}
-
-
-def _whole(quotas: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """Round quotas to counts in [1, size] that add up to ``total``, by largest remainder."""
-    counts = {path: min(max(math.floor(quota), 1), sizes[path]) for path, quota in quotas.items()}
-    while (missing := total - sum(counts.values())) != 0:
-        step = 1 if missing > 0 else -1
-        movable = [path for path in counts if 1 <= counts[path] + step <= sizes[path]]
-        movable.sort(key=lambda path: step * (counts[path] - quotas[path]))
-        for path in movable[: abs(missing)]:
-            counts[path] += step
-    return counts

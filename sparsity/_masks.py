@@ -13,7 +13,8 @@ from torch.nn.utils import parametrize
 from sparsity._errors import near_matches
 from sparsity._gradient import PassMasked
 from sparsity._report import LayerDensity, masks_html, masks_text
-from sparsity._select import join, maskable
+from sparsity._select import SKIPPED, join, maskable
+from sparsity._structure import Structure
 
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -27,12 +28,14 @@ class Mask(nn.Module):
     Args:
         mask: Bool tensor of the weight's shape.
         nonzeros: Number of True in ``mask``; on the meta device, where it can't be counted, the number to come.
+        structure: The pattern that ``mask`` was drawn in, or None for single weights.
     """
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor, nonzeros: int) -> None:
+    def __init__(self, mask: Tensor, nonzeros: int, structure: Structure | None = None) -> None:
         super().__init__()
+        self.structure = structure
         self.register_buffer("mask", mask)
         self._planned = nonzeros
 
@@ -51,8 +54,9 @@ class Mask(nn.Module):
         weight.detach().view(_INTEGER[weight.itemsize]).mul_(self.mask)
 
     def extra_repr(self) -> str:
-        """Return the shape for ``print(model)``."""
-        return f"shape={tuple(self.mask.shape)}"
+        """Return the shape, and the structure if there is one, for ``print(model)``."""
+        structure = "" if self.structure is None else f", structure={self.structure}"
+        return f"shape={tuple(self.mask.shape)}{structure}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,12 @@ class Masks(Mapping[str, Tensor]):
         return tuple(
             LayerDensity(path, tuple(weight.holder.mask.shape), counts[path]) for path, weight in self.weights.items()
         )
+
+    @property
+    def structures(self) -> dict[str, Structure]:
+        """The pattern of each mask that was drawn in one (``structure`` of `sparsify`), by path."""
+        drawn = {path: weight.holder.structure for path, weight in self.weights.items()}
+        return {path: structure for path, structure in drawn.items() if structure is not None}
 
     @property
     def total(self) -> int:
@@ -171,7 +181,7 @@ def masks_of(model: nn.Module) -> Masks:
         return Masks({}, {}, {})
     selection = maskable(unwrap(model))
     left = {path: reason for path, reason in selection.left.items() if path not in weights and path not in tied}
-    left.update({candidate.path: "skipped on request" for candidate in selection.chosen})
+    left.update({candidate.path: SKIPPED for candidate in selection.chosen})
     return Masks(weights, tied, left)
 
 

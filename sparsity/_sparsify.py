@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from sparsity._allocation import Allocation, allocate, check_sparsity
+from sparsity._allocation import Allocation, check_sparsity
 from sparsity._errors import MaskError, NoEffectWarning, SparsityWarning, listed
 from sparsity._masks import Mask, Masks, masked_sites, masks_of, own_class, unwrap
 from sparsity._seed import seeded
-from sparsity._select import COMPUTED, Candidate, Selection, Skip, select, weight_names
-from sparsity._subset import random_subset
+from sparsity._select import COMPUTED, Candidate, Selection, select
+from sparsity._selectors import Selectors
+from sparsity._structure import Structure, Unstructured, geometry
 
 
 def sparsify(
     model: nn.Module,
     sparsity: float,
     allocation: Allocation = "erk",
-    skip: Iterable[str] | Skip = (),
+    skip: Selectors = (),
     seed: int = 0,
+    *,
+    include: Selectors = (),
+    structure: Structure | None = None,
 ) -> Masks:
     """Give the weights of ``model`` random masks of an exact total sparsity, in place.
 
     Masked are the weights of linear layers, convolutions, attention projections (``nn.MultiheadAttention``) and
     transformers' ``Conv1D``. Embeddings, biases, norms and bare parameters stay dense, and so does a weight that is
-    tied to one of them. A weight that is computed from other parameters (weight_norm, spectral_norm and other
-    parametrizations) stays dense too, with a warning: zeros of what it is computed from need not be zeros of it.
+    tied to one of them, unless ``include`` names it. A weight that is computed from other parameters (weight_norm,
+    spectral_norm and other parametrizations) stays dense too, with a warning: zeros of what it is computed from need
+    not be zeros of it.
     Weights tied to each other share one mask. ``Masks.left`` tells what stayed dense and why.
 
     Each masked weight becomes a parametrization: the parameter object stays the same (an optimizer may exist already)
@@ -42,19 +46,28 @@ def sparsify(
         model: Any module.
         sparsity: Share of zeros over all masked weights together, in [0, 1).
         allocation: How density is spread: ``'erk'`` (Evci et al. 2020), ``'er'`` (Mocanu et al. 2018), ``'uniform'``; a
-            dict of densities by path or glob, the weights that it leaves out sharing the rest by ERK; or a callable
-            ``(shapes, density) -> {path: density}``.
-        skip: Weights to leave dense: paths of weights or of modules around them, globs (``'heads.*.fc'``), or a
-            callable ``(path, module, parameter) -> bool``.
+            dict of densities by path or glob, the weights that it leaves out sharing the rest by ERK; a callable
+            ``(shapes, density) -> {path: density}``; or `per_component` of one of these.
+        skip: Weights to leave dense: paths of weights or of modules around them, globs (``'heads.*.fc'``), types of
+            modules (``nn.Conv2d``: their weights and those of modules inside), predicates
+            ``(path, module, parameter) -> bool``, the ready-made `first_layer`, `classifier`, `attention` and
+            `depthwise`, or a list of any of these. A tied weight is meant if any of its names is. Paths that name no
+            such weight are an error; the others, which may be meant for many models, give a warning then.
         seed: Seed of the masks. Each layer draws with a seed of its own made from this and its path, on the CPU, so
             that masks depend neither on the device nor on the other layers. The global random state is not used.
+        include: Weights of other kinds that get masks too, named in the same ways: for example `embeddings`. They need
+            two dimensions or more; not possible are recurrent layers, embeddings with ``sparse`` or ``max_norm``, and
+            parameters that a graph module holds itself. A weight tied to an included one shares its mask.
+        structure: Pattern of the masks: `NM` or `Blocks`; None for single weights. Only engines that leave masks as
+            they are (`static`) keep it.
 
     Returns:
         The masks, a live view.
 
     Raises:
         AllocationError: The sparsity is not in [0, 1), or the allocation is unknown or can't be met.
-        MaskError: The model has masks already, has uninitialised parameters, or ``skip`` names nothing.
+        MaskError: The model has masks already or uninitialised parameters; a path in ``skip`` or ``include`` names
+            nothing; or a weight does not fit the structure.
 
     Example:
         >>> import sparsity
@@ -74,7 +87,7 @@ def sparsify(
         raise MaskError(
             f"The model has masks already, for {listed(present)}. Call sparsity.fold(model) first to make new ones."
         )
-    selection = select(model, skip)
+    selection = select(model, skip, include)
     if not selection.chosen:
         warnings.warn(
             NoEffectWarning(
@@ -85,11 +98,34 @@ def sparsify(
         )
         return present
     _warn_of_computed(selection)
+    pattern = Unstructured() if structure is None else structure
+    _check_fit(selection, pattern)
     shapes = {candidate.path: tuple(candidate.weight.shape) for candidate in selection.chosen}
-    counts = allocate(shapes, sparsity, allocation)
+    counts = pattern.counts(shapes, sparsity, allocation)
     for candidate in selection.chosen:
-        _attach(candidate, counts[candidate.path], seed)
+        _attach(candidate, counts[candidate.path], seed, pattern)
     return masks_of(model)
+
+
+def _check_fit(selection: Selection, structure: Structure) -> None:
+    if not isinstance(structure, Structure):
+        raise MaskError(
+            f"structure is None or a structure such as sparsity.NM(2, 4) or sparsity.Blocks((1, 4)), got {structure!r}."
+        )
+    reasons = {}
+    for candidate in selection.chosen:
+        # Tied layers may read one weight in different ways.
+        for site in candidate.sites:
+            reason = structure.misfit(geometry(site.module, candidate.weight.shape))
+            if reason is not None:
+                reasons[site.path] = reason
+    if reasons:
+        shown = "; ".join(f"{path!r}: {reason}" for path, reason in list(reasons.items())[:5])
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        raise MaskError(
+            f"{structure} does not fit {len(reasons)} weights ({shown}{more}). To leave those dense, add "
+            f"sparsity.{structure}.misfits to skip."
+        )
 
 
 def _warn_of_computed(selection: Selection) -> None:
@@ -132,36 +168,40 @@ def fold(model: nn.Module) -> nn.Module:
         if len(stacked) > 1:
             raise MaskError(f"{path!r} has other parametrizations besides its mask: {stacked}. Remove those first.")
     masks.apply()
-    for _, module, name in sites:
+    # Positions were counted without the weights that had got masks before.
+    for _, module, name in reversed(sites):
         own_class(module)
+        position = getattr(module.parametrizations[name], "position", 0)  # pyright: ignore
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-        _weights_first(module)
+        _restore_position(module, name, position)
     return model
 
 
-def _weights_first(module: nn.Module) -> None:
+def _restore_position(module: nn.Module, name: str, position: int) -> None:
     """Undo the change of order that comes with registering a parameter again, for code that zips parameters."""
     parameters = module._parameters
-    weights = [name for name in weight_names(module) if name in parameters]
-    for name in [*weights, *(name for name in list(parameters) if name not in weights)]:
-        parameters[name] = parameters.pop(name)
+    names = [each for each in parameters if each != name]
+    for each in [*names[:position], name, *names[position:]]:
+        parameters[each] = parameters.pop(each)
 
 
-def _attach(candidate: Candidate, nonzeros: int, seed: int) -> None:
-    weight = candidate.weight
+def _attach(candidate: Candidate, nonzeros: int, seed: int, structure: Structure) -> None:
+    weight, form = candidate.weight, geometry(candidate.sites[0].module, candidate.weight.shape)
     # Drawn on the CPU whatever the device, so that the same seed means the same masks everywhere.
     if weight.is_meta:
-        flat = torch.zeros(weight.numel(), dtype=torch.bool, device="meta")
+        drawn = torch.zeros(form.shape, dtype=torch.bool, device="meta")
     else:
-        flat = random_subset(weight.numel(), nonzeros, seeded("cpu", seed, candidate.path))
+        drawn = structure.draw(form, nonzeros, seeded("cpu", seed, candidate.path))
     # Laid out like the weight, so that a channels-last weight meets a channels-last mask.
-    mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(flat.view(weight.shape))
-    holder = Mask(mask, nonzeros)
+    mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(drawn)
+    holder = Mask(mask, nonzeros, None if isinstance(structure, Unstructured) else structure)
     holder.train(candidate.sites[0].module.training)
     holder.zero(weight)
     # Registering assigns the weight, which would make another tensor of its size to zero it once more.
     holder.right_inverse = lambda weight: weight
     for site in candidate.sites:
         own_class(site.module)
+        position = list(site.module._parameters).index(site.name)
         parametrize.register_parametrization(site.module, site.name, holder)
+        site.module.parametrizations[site.name].position = position  # pyright: ignore
     del holder.right_inverse

@@ -166,7 +166,7 @@ def test_percentage_is_pointed_out():
         ({"conv": 1.5}, r"in \(0, 1\]"),
         ({"conv": math.nan}, r"in \(0, 1\]"),
         ({"conv": "half"}, r"in \(0, 1\]"),
-        ({"conv": 1.0}, "take 40 of 28 nonzeros"),
+        ({"conv": 1.0}, "take 40 of 28 active weights"),
         ({"conv": 0.01}, "can hold 1 to 16"),
         ({"conv": 0.9, "fc": 0.9}, "a sparsity of 0.100000"),
         (lambda shapes, density: {"conv.weight": 0.5}, "each of the weights"),
