@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,6 +14,11 @@ from fxsplit._split._surgery import split as split_graph
 from fxsplit._trace import trace
 from fxsplit._vote import Vote
 
+if TYPE_CHECKING:
+    from sparsity import Structure
+    from sparsity._allocation import Allocation
+    from sparsity._selectors import Selectors
+
 
 def neurotrailify(
     model: nn.Module,
@@ -23,8 +28,12 @@ def neurotrailify(
     example: Any = None,
     init: Init = "fresh",
     vote: Vote = "mean",
-    allocation: str = "erk",
+    allocation: Allocation = "erk",
     seed: int = 0,
+    *,
+    skip: Selectors = (),
+    include: Selectors = (),
+    structure: Structure | None = None,
 ) -> SplitModel:
     """Turn a model into a NeuroTrails network: a sparse trunk and sparse heads whose outputs are averaged.
 
@@ -40,12 +49,16 @@ def neurotrailify(
         vote: See `split`.
         allocation: How the density is distributed over the layers: see ``sparsity.sparsify``.
         seed: Of the fresh heads and of the masks.
+        skip: Weights to leave dense; paths begin with ``trunk`` or ``heads``: see ``sparsity.sparsify``.
+        include: Embeddings and other weights to mask as well: see ``sparsity.sparsify``.
+        structure: Pattern of the masks: see ``sparsity.sparsify``.
 
     Raises:
         TraceError: The model cannot be traced.
         CutError: ``split`` is no legal cut.
         SplitError: Another argument of the surgery is not acceptable.
         sparsity.AllocationError: ``sparsity`` or ``allocation`` is not acceptable.
+        sparsity.MaskError: ``skip``, ``include`` or ``structure`` is not acceptable.
 
     Example:
         >>> import torch, fxsplit
@@ -60,11 +73,11 @@ def neurotrailify(
         if sparsity:
             from sparsity import sparsify
 
-            sparsify(net, sparsity, allocation, seed=seed)
+            sparsify(net, sparsity, allocation, skip, seed, include=include, structure=structure)
     return net
 
 
-def _check_masks(sparsity: float | None, allocation: str) -> None:
+def _check_masks(sparsity: float | None, allocation: Allocation) -> None:
     """Reject what no network could be masked with, before the model is traced."""
     if sparsity is not None:
         from sparsity import allocate

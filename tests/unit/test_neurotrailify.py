@@ -36,6 +36,28 @@ def test_equals_trace_split_and_sparsify() -> None:
     assert torch.equal(net(X), parts(X))
 
 
+def test_masks_are_chosen_and_shaped_as_sparsify_does() -> None:
+    blocks = sparsity.Blocks((2, 1))
+    options = {"skip": [sparsity.classifier, sparsity.first_layer], "structure": blocks}
+    even = sparsity.per_component("uniform")
+    net = fxsplit.neurotrailify(build(), "1", heads=2, sparsity=0.5, example=X, allocation=even, seed=3, **options)
+    parts = fxsplit.split(fxsplit.trace(build(), X), "1", heads=2, seed=3)
+    sparsity.sparsify(parts, 0.5, even, seed=3, **options)
+    masks = sparsity.masks_of(net)
+    assert list(masks) == ["heads.0.2.weight", "heads.1.2.weight"]
+    assert list(masks.left) == ["trunk.0.weight", "heads.0.5.weight", "heads.1.5.weight"]
+    assert masks.structures == dict.fromkeys(masks, blocks)
+    assert all(torch.equal(value, parts.state_dict()[name]) for name, value in net.state_dict().items())
+
+
+def test_embeddings_can_be_masked() -> None:
+    model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 4), nn.Linear(4, 6))
+    ids = torch.arange(6).view(2, 3)
+    net = fxsplit.neurotrailify(model, "1", heads=2, sparsity=0.5, example=ids, include=nn.Embedding)
+    assert "trunk.0.weight" in sparsity.masks_of(net)
+    assert net(ids).shape == (2, 3, 6)
+
+
 @pytest.mark.parametrize("dense", [0, 0.0, None])
 def test_no_sparsity_is_a_dense_treenet(dense: float | None) -> None:
     net = fxsplit.neurotrailify(build(), "1", sparsity=dense, example=X, init="copy")
