@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsity._errors import MaskError, listed
 from sparsity._table import folded, html_table, text_table
 
+_FOLD_ABOVE = 30
 _HEAD = re.compile(r"heads\.(\d+)\.(.+)")
 
 
@@ -72,7 +73,7 @@ class LayerOverlap:
         return common / (self._active[:, None] + self._active - common)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Overlap:
     """Common active weights of M sets of masks; prints as text and displays as HTML.
 
@@ -93,10 +94,14 @@ class Overlap:
         parts = [f"{_CAPTION}\n{text_table(headers, rows)}", text_table(_LAYERS, _means(self))]
         return "\n\n".join(parts + [f"left out: {path}: {why}" for path, why in self.left.items()])
 
+    def __repr__(self) -> str:
+        return f"<Overlap of {len(self.names)} sets of {len(self.layers)} masks>"
+
     def _repr_html_(self) -> str:
         headers, rows = _matrix(self)
         layers = html_table(_LAYERS, [*_means(self)])
-        return f"<div>{html_table(headers, rows, caption=_CAPTION)}{folded('layers', layers)}</div>"
+        shown = folded("layers", layers) if len(self.layers) > _FOLD_ABOVE else layers
+        return f"<div>{html_table(headers, rows, caption=_CAPTION)}{shown}</div>"
 
 
 def overlap(masks: Mapping[str, Tensor]) -> Overlap:

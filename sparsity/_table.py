@@ -58,6 +58,8 @@ def sparkline(values: Sequence[float]) -> Markup:
     """Draw values over their number as a small area from zero on; nothing for fewer than two."""
     if len(values) < 2:
         return Markup("")
+    # More points than pixels would only make the page larger.
+    values = values[:: -(-len(values) // _WIDTH)]
     top = max(values) or 1
     across = _WIDTH / (len(values) - 1)
     points = " ".join(f"{i * across:.1f},{_HEIGHT * (1 - value / top):.1f}" for i, value in enumerate(values))
