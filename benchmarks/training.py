@@ -1,0 +1,221 @@
+"""What sparse training costs: ``python -m benchmarks.training [--only update soft step memory] [--threads N]``.
+
+update: one RigL update of WRN28-10 with three heads (106M weights), over the usual way (sort all scores of each layer,
+fetch a number for each), and over reading weights and gradients once, which is the least that any update has to do.
+soft: drawing what soft magnitude drops from a tensor of 24.6M weights.
+step: a training step of a masked net over one of the same net without masks, WRN28-10 with three heads at batch 128 on
+8 x 8 pixels and a Llama of 35M at batch 8 x 256, in eager mode and compiled.
+memory: peak resident memory of a process that makes three such steps, over that without masks.
+Rivals are interleaved and medians taken; memory is measured in processes of their own. All on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxsplit
+import sparsity
+from benchmarks._memory import resident
+from sparsity import Amount, Layer, per_layer
+
+HEADS, SPARSITY, FRACTION = 3, 0.8, 0.3
+Step = Callable[[], None]
+
+
+def wide_resnet() -> tuple[nn.Module, Callable[[], tuple[Any, Tensor]]]:
+    """WRN28-10 with three heads and a batch of small images."""
+    from recipes.wide_resnet import WRN
+
+    net = fxsplit.split(fxsplit.trace(WRN(28, 10, 100), torch.randn(2, 3, 8, 8)), 1 / 3, heads=HEADS)
+    return net, lambda: ((torch.randn(128, 3, 8, 8),), torch.randint(100, (128,)))
+
+
+def llama() -> tuple[nn.Module, Callable[[], tuple[Any, Tensor]]]:
+    """A Llama of 38M parameters with three heads, and a batch of tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=8000, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6
+    )
+    net = fxsplit.split(fxsplit.trace(LlamaForCausalLM(config)), 1 / 3, heads=HEADS)
+
+    def batch() -> tuple[Any, Tensor]:
+        ids = torch.randint(8000, (8, 256))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids
+
+    return net, batch
+
+
+MODELS = {"WRN28-10 M=3": wide_resnet, "Llama 38M M=3": llama}
+
+
+def median_seconds(repeat: int, **rivals: Callable[[], object]) -> dict[str, float]:
+    """Call the rivals in turn; median seconds of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(repeat):
+        for name, rival in rivals.items():
+            start = time.perf_counter()
+            rival()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def layers_of(net: nn.Module) -> list[Layer]:
+    """What an update looks at, with gradients drawn at random."""
+    return [
+        Layer(
+            path, weight.parameter.detach(), weight.holder.mask, torch.randn_like(weight.parameter), torch.Generator()
+        )
+        for path, weight in sparsity.masks_of(net).weights.items()
+    ]
+
+
+def by_sorting(layers: Sequence[Layer]) -> None:
+    """The usual way: sort all scores of each layer, with the number of active weights fetched from each mask."""
+    for layer in layers:
+        active = int(layer.mask.sum().item())
+        count = int(FRACTION * active)
+        kept = torch.sort(torch.where(layer.mask, layer.weight.abs(), -1.0).flatten(), descending=True).indices
+        mask = torch.zeros(layer.mask.numel(), dtype=torch.bool)
+        mask[kept[: active - count]] = True
+        score = torch.where(layer.mask.flatten(), -1.0, layer.dense_gradient().abs().flatten())
+        mask[torch.sort(score, descending=True).indices[:count]] = True
+
+
+def ours(layers: Sequence[Layer]) -> None:
+    """The choice of an engine, with the counts and checks before it."""
+    from sparsity._survey import survey
+
+    active, _, _ = survey(layers, {})
+    amounts = [Amount(int(FRACTION * active[layer.path])) for layer in layers]
+    per_layer(layers, amounts, sparsity.drop.magnitude, sparsity.grow.gradient)
+
+
+def update(repeat: int) -> None:
+    """Print the cost of one update."""
+    net, _ = wide_resnet()
+    masks = sparsity.sparsify(net, SPARSITY)
+    layers = layers_of(net)
+    seconds = median_seconds(
+        repeat,
+        ours=lambda: ours(layers),
+        sorting=lambda: by_sorting(layers),
+        reading=lambda: [(layer.weight.sum(), layer.dense_gradient().sum()) for layer in layers],
+    )
+    print(
+        f"update of {masks.total / 1e6:.0f}M weights: {seconds['ours']:.2f} s; "
+        f"sorting {seconds['sorting']:.2f} s = {seconds['sorting'] / seconds['ours']:.1f}x (aim > 5x); "
+        f"reading once {seconds['reading']:.3f} s, ours = {seconds['ours'] / seconds['reading']:.0f}x (aim < 6x)"
+    )
+
+
+def soft(repeat: int) -> None:
+    """Print the time of one draw of soft magnitude."""
+    weight = torch.randn(32000, 768)
+    mask = torch.rand_like(weight) < 1 - SPARSITY
+    layer = Layer("", weight * mask, mask, None, torch.Generator())
+    amount, score = Amount(int(FRACTION * int(mask.count_nonzero()))), sparsity.drop.soft_magnitude(3.0)
+    seconds = median_seconds(repeat, ours=lambda: per_layer([layer], [Amount(0, -amount.drop)], score, score))
+    print(f"soft magnitude on {weight.numel() / 1e6:.1f}M weights: {seconds['ours']:.2f} s (aim < 0.5 s)")
+
+
+def stepper(net: nn.Module, batch: Callable[[], tuple[Any, Tensor]], model: nn.Module | None = None) -> Step:
+    """One training step, without an update of the masks."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+    engine = sparsity.rigl(net, optimizer, every=10**6) if sparsity.masks_of(net) else None
+    called = net if model is None else model
+
+    def step() -> None:
+        inputs, labels = batch()
+        outputs = called(**inputs) if isinstance(inputs, dict) else called(*inputs)
+        logits = outputs if isinstance(outputs, Tensor) else outputs.logits
+        nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        step.keep = engine  # type: ignore[attr-defined]
+
+    return step
+
+
+def step(repeat: int) -> None:
+    """Print the time of a masked step over that of a dense one."""
+    for name, build in MODELS.items():
+        for compiled in (False, True):
+            net, batch = build()
+            masked = copy.deepcopy(net)
+            sparsity.sparsify(masked, SPARSITY)
+            rivals = {
+                kind: stepper(each, batch, torch.compile(each) if compiled else None)  # pyright: ignore[reportArgumentType]
+                for kind, each in (("dense", net), ("masked", masked))
+            }
+            for rival in rivals.values():
+                rival()
+            seconds = median_seconds(repeat, **rivals)
+            aim = 1.03 if name.startswith("WRN") else 1.05
+            print(
+                f"step of {name}{', compiled' if compiled else ''}: dense {seconds['dense']:.2f} s, masked "
+                f"{seconds['masked']:.2f} s = {seconds['masked'] / seconds['dense']:.3f}x (aim < {aim}x)"
+            )
+            torch.compiler.reset()
+
+
+def memory(repeat: int) -> None:
+    """Print the peak memory of masked steps over that of dense ones."""
+    for name in MODELS:
+        peaks = {}
+        for kind in ("dense", "masked"):
+            command = [sys.executable, "-m", "benchmarks.training", "--child", name, kind]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            peaks[kind] = json.loads(done.stdout.splitlines()[-1])
+        ratio = peaks["masked"] / peaks["dense"]
+        print(
+            f"peak memory of {name}: dense {peaks['dense'] / 2**30:.2f} GiB, masked {peaks['masked'] / 2**30:.2f} GiB "
+            f"= {ratio:.3f}x (aim < 1.08x)"
+        )
+
+
+def child(name: str, kind: str) -> None:
+    """Make three steps and print the peak memory of this process."""
+    net, batch = MODELS[name]()
+    if kind == "masked":
+        sparsity.sparsify(net, SPARSITY)
+    one = stepper(net, batch)
+    for _ in range(3):
+        one()
+    print(json.dumps(resident("VmHWM")))
+
+
+PARTS = {"update": update, "soft": soft, "step": step, "memory": memory}
+
+
+def main() -> None:
+    """Run the chosen parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.child:
+        child(*options.child)
+        return
+    torch.manual_seed(0)
+    for part in options.only:
+        PARTS[part](options.repeat)
+
+
+if __name__ == "__main__":
+    main()
