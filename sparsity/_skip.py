@@ -50,9 +50,14 @@ def _classifiers(model: nn.Module, sites: Sequence[Site]) -> list[str]:
     declared = _declared(model)
     if declared is not None:
         return [site.path for site in sites if any(site.module is each for each in declared)]
-    last = {component_of(site.path): site.path for site in uses(model, sites)}
-    heads = [path for component, path in last.items() if component.startswith("heads.")]
-    return heads or [site.path for site in uses(model, sites)[-1:]]
+    used = uses(model, sites)
+    if not any(_in_head(path) for path, _ in model.named_modules()):
+        return [site.path for site in used[-1:]]
+    return list({component_of(site.path): site.path for site in used if _in_head(site.path)}.values())
+
+
+def _in_head(path: str) -> bool:
+    return component_of(f"{path}.").startswith("heads.")
 
 
 def _declared(model: nn.Module) -> list[nn.Module] | None:
@@ -89,9 +94,9 @@ classifier = Kind("classifier", _classifiers)
 
 Models of timm name it (``default_cfg['classifier']``, several layers if they have several), language models of
 transformers too (``get_output_embeddings()``); if that layer can't have a mask anyway, nothing else is taken for it.
-Otherwise it is the weight that is used last, by the order that `first_layer` uses, in each of ``heads.<i>`` or, if
-there are none, in the whole model. Of a split model with several outputs, name the others by path
-(``'heads.*.head_dist'``).
+Otherwise it is the weight that is used last, by the order that `first_layer` uses, in each of ``heads.<i>`` (none in a
+head without any) or, if there are no heads, in the whole model. Of a split model with several outputs, name the others
+by path (``'heads.*.head_dist'``).
 """
 
 attention = Kind("attention", attention_projections)

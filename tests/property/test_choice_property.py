@@ -146,7 +146,7 @@ def test_structures(make: list[Any], sizes: tuple[int, int], structure: Any, lev
     net = nn.Sequential(*(layer(*sizes) for layer in make))
     level = 1 - structure.n / structure.m if isinstance(structure, NM) else level
     before, state = snapshot(net), generators()
-    if any(structure.misfits("", module, module.weight) for module in net):
+    if any(structure.misfits("", module, module.get_parameter("weight")) for module in net):
         with pytest.raises(SparsityError, match="does not fit"):
             sparsity.sparsify(net, level, seed=seed, structure=structure)
         assert_unchanged(before, net)

@@ -168,6 +168,20 @@ def test_a_split_model_has_one_first_layer_and_a_classifier_in_each_head():
     ]
 
 
+def test_a_head_without_a_layer_has_no_classifier():
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.norm = nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3)
+
+        def forward(self, x):
+            return self.norm(self.second(self.first(x)))
+
+    net = fxsplit.split(fxsplit.trace(Normed(), torch.randn(2, 3)), "second", heads=2)
+    with pytest.warns(NoEffectWarning, match="classifier"):
+        assert of(sparsity.classifier, net) == []
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
