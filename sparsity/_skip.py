@@ -30,6 +30,7 @@ def embeddings(path: str, module: nn.Module, parameter: nn.Parameter) -> bool:
     """Tell whether ``module`` is an ``nn.Embedding`` or ``nn.EmbeddingBag``, for ``include``.
 
     A weight that an embedding shares with other layers (a tied language model head) gets one mask for all of them.
+    Tables of learned positions are embeddings too; to mask only those of tokens, name them by path.
 
     Example:
         >>> import sparsity
