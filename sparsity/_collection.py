@@ -12,6 +12,8 @@ from sparsity._distributed import agree_on, average, size_of
 from sparsity._errors import EngineError
 from sparsity._gradient import DenseGradient
 from sparsity._masks import MaskedWeight
+from sparsity._sharded import aligned, is_sharded
+from sparsity._sharded_gradient import ShardedGradient
 
 
 class Collection:
@@ -25,13 +27,13 @@ class Collection:
     def __init__(self, weights: Mapping[str, MaskedWeight], group: Any) -> None:
         self._weights = weights
         self._group = group
-        self._collectors: dict[str, DenseGradient] = {}
+        self._collectors: dict[str, DenseGradient | ShardedGradient] = {}
 
     def open(self) -> None:
         """Start anew."""
         self.close()
         for path, weight in self._weights.items():
-            self._collectors[path] = DenseGradient(weight.holder.mask, weight.parameter)
+            self._collectors[path] = _collector(weight)
 
     def close(self) -> None:
         """Stop, and free the memory."""
@@ -55,7 +57,9 @@ class Collection:
                 # A weight that only other processes used in this step has its gradient from them.
                 if present[path] and path not in gradients:
                     gradients[path] = torch.zeros_like(weight.parameter)
-            average([gradients[path] for path, has in present.items() if has], self._group)
+            # Those of sharded weights are averages already.
+            mine = [gradients[path] for path, has in present.items() if has]
+            average([gradient for gradient in mine if not is_sharded(gradient)], self._group)
         missing = next((path for path, has in present.items() if has and path not in gradients), None)
         if missing is not None:
             raise EngineError(
@@ -73,4 +77,9 @@ class Collection:
         """Go on from `state`; without an open collection it is dropped."""
         for path, total in state.items():
             if path in self._collectors:
-                self._collectors[path].total = total.detach().clone().to(self._weights[path].parameter.device)
+                self._collectors[path].total = aligned(total.detach().clone(), self._weights[path].parameter.detach())
+
+
+def _collector(weight: MaskedWeight) -> DenseGradient | ShardedGradient:
+    site = weight.holder.sharded
+    return DenseGradient(weight.holder.mask, weight.parameter) if site is None else ShardedGradient(site)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from sparsity._errors import EngineError, listed
+from sparsity._sharded import group_of, is_sharded, local, place_of, total
 
 _ODD = -7046029254386353131  # 2^64 divided by the golden ratio, as of Fibonacci hashing
 
@@ -48,28 +49,48 @@ def average(tensors: Sequence[Tensor], group: Any) -> None:
 def digests(masks: Mapping[str, Tensor]) -> Tensor:
     """Return a 64-bit digest of each mask, ``[len(masks)]``, computed where the first of them lies.
 
-    Masks that differ have different digests but for a chance of about 2^-64.
+    Masks that differ have different digests but for a chance of about 2^-64. That of a sharded mask is made of the
+    digests of its parts in all processes, and so depends on their number too.
     """
     device = next(iter(masks.values())).device
-    return torch.stack([_digest(mask).to(device) for mask in masks.values()])
+    own = torch.stack([_digest(local(mask)).to(device) for mask in masks.values()])
+    places = torch.tensor([place_of(mask) if is_sharded(mask) else 0 for mask in masks.values()], device=device)
+    # A process knows its part only; parts count differently by their place, so that none can stand for another.
+    return total(own * (2 * places + 1), [group_of(mask) for mask in masks.values()])
 
 
 def check_same(masks: Mapping[str, Tensor], group: Any) -> None:
-    """Check that the masks of all processes are the same.
+    """Check that the masks of all processes are the same; of sharded ones, that each process sees the same whole.
 
     Raises:
         EngineError: They are not, in every process, naming the weights.
     """
-    own = digests(masks)
-    low, high = own.clone(), own.clone()
-    distributed.all_reduce(low, distributed.ReduceOp.MIN, group=group)
-    distributed.all_reduce(high, distributed.ReduceOp.MAX, group=group)
-    differ = [path for path, same in zip(masks, (low == high).tolist(), strict=True) if not same]
+    same = _same(digests(masks), group).tolist()
+    differ = [path for path, equal in zip(masks, same, strict=True) if not equal]
     if differ:
         raise EngineError(
             f"The {size_of(group)} processes have different masks, of {listed(differ)}. They have to start from the "
             "same masks and weights, with the same seed, and to use the same gradients."
         )
+
+
+def check_same_seed(seed: int, group: Any, device: torch.device) -> None:
+    """Check that all processes have the same seed, which masks that no process holds whole would not show.
+
+    Raises:
+        EngineError: They have not, in every process.
+    """
+    bits = torch.tensor([seed >> shift & 0x7FFFFFFF for shift in (0, 31, 62)], device=device)
+    if not bool(_same(bits, group).all()):
+        raise EngineError(f"The {size_of(group)} processes have different seeds, here {seed}. Give all the same one.")
+
+
+def _same(numbers: Tensor, group: Any) -> Tensor:
+    """Tell, for each number, whether all processes have the same."""
+    low, high = numbers.clone(), numbers.clone()
+    distributed.all_reduce(low, distributed.ReduceOp.MIN, group=group)
+    distributed.all_reduce(high, distributed.ReduceOp.MAX, group=group)
+    return low == high
 
 
 def _digest(mask: Tensor) -> Tensor:

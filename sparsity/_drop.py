@@ -10,6 +10,8 @@ from torch import Tensor
 from sparsity._errors import EngineError
 from sparsity._layer import Layer, Score
 
+SIGN = "sign"
+
 
 def magnitude(layer: Layer) -> Tensor:
     """Absolute value of each weight (Mocanu et al. 2018; Evci et al. 2020)."""
@@ -32,8 +34,7 @@ def soft_magnitude(temperature: float = 3.0) -> Score:
     check_number("temperature", temperature)
 
     def score(layer: Layer) -> Tensor:
-        noise = torch.empty(layer.weight.shape, device=layer.weight.device)
-        noise.exponential_(generator=layer.generator)
+        noise = layer.draw(Tensor.exponential_)
         # log(0) of a weight that is exactly zero: it is dropped first, but at temperature 0, where all are alike.
         keys = layer.weight.abs().float().log_().mul_(temperature) if temperature else torch.zeros_like(noise)
         return keys.sub_(noise.log_())
@@ -62,10 +63,10 @@ def flipped(layer: Layer) -> Tensor:
     Bool. The signs are kept in ``layer.memory``, one byte per weight. A weight that is zero has no sign yet.
     """
     signs = layer.weight.sign().to(torch.int8)
-    known = layer.memory.get("sign")
+    known = layer.memory.get(SIGN)
     # What is inactive now forgets its sign, so that it starts anew when it is grown.
     first = signs if known is None else torch.where(layer.mask & (known != 0), known.to(signs.device), signs)
-    layer.memory["sign"] = torch.where(layer.mask, first, 0)
+    layer.memory[SIGN] = torch.where(layer.mask, first, 0)
     return layer.mask & (first * signs < 0)
 
 

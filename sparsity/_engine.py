@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,20 +13,21 @@ from torch.optim import Optimizer
 
 from sparsity._attachment import check, claim, innermost, release
 from sparsity._collection import Collection
-from sparsity._distributed import check_same, size_of
+from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
 from sparsity._layer import Layer
-from sparsity._masks import masks_of
 from sparsity._optimizer_state import clear, state_of, warn_of_unclear
 from sparsity._report import Rewiring
 from sparsity._rewire import Choice
 from sparsity._rule import Rule
 from sparsity._seed import seeded
+from sparsity._sharded import aligned, is_sharded, local
+from sparsity._sharding import shard_masks
 from sparsity._steps import StepCount, left_out
 from sparsity._survey import count, survey, warn_of_empty
 
 Callback = Callable[[Rewiring], None]
-_STATE = ("step", "skipped", "seed", "memory", "collected")
+_STATE = ("step", "skipped", "seed", "memory", "collected", "tensors")
 Callbacks = Callback | Iterable[Callback] | None
 
 
@@ -42,7 +43,9 @@ class Engine:
     step keeps its mask. If a gradient or weight is not finite, the update is left out.
 
     In several processes (DistributedDataParallel) an update is made from the mean of their gradients, so that all come
-    to the same masks; after each one they compare digests of them.
+    to the same masks; after each one they compare digests of them. Under FSDP2 (``fully_shard``, after `sparsify` and
+    before the optimizer) masks are sharded as the weights (see `shard_masks`), and the choices are those of one process
+    that has all.
 
     The optimizer keeps the engine alive; the engine does not keep the optimizer alive.
 
@@ -74,7 +77,7 @@ class Engine:
         group: Any = None,
     ) -> None:
         optimizer = innermost(optimizer)
-        self.masks = masks_of(model)
+        self.masks = shard_masks(model, group)
         self.skipped = 0
         self.last: Rewiring | None = None
         self._steps = StepCount()
@@ -86,10 +89,14 @@ class Engine:
         self._memory: dict[str, dict[str, Tensor]] = {}
         self._warned = False
         check(self.masks.weights, optimizer)
+        if rule is not None and self.masks.structures:
+            raise EngineError(
+                f"The masks of {listed(self.masks.structures)} have a structure, which moving single weights would "
+                "break. Use sparsity.static."
+            )
         if rule is not None and rule.target is None and self.masks.nonzeros == self.masks.total:
             warnings.warn(NoEffectWarning("No mask has a zero, so there is nothing to rewire."), stacklevel=3)
-        if size_of(group) > 1:
-            check_same(self.masks, group)
+        self.check_processes()
         self._optimizer = weakref.ref(optimizer)
         self._handles = (
             optimizer.register_step_pre_hook(self._before_step),
@@ -98,7 +105,7 @@ class Engine:
         claim(self, self.masks.weights)
         # An optimizer that trained the dense model has momentum where the masks are now False.
         for path, mask in self.masks.items():
-            self._clear(optimizer, path, ~mask)
+            self._clear(optimizer, path, ~local(mask))
         self._collect_if_due()
 
     def detach(self) -> None:
@@ -126,15 +133,23 @@ class Engine:
         """Return what resuming needs besides the model (with its masks) and the optimizer.
 
         In the middle of an accumulation it holds what was collected of the gradients; their ``.grad`` has to be saved
-        by whoever saves there.
+        by whoever saves there. What a rule declares as its ``memory`` is in it from the start, as zeros, so that
+        torch.distributed.checkpoint, which loads into tensors that are there, can load it into a new engine.
         """
         memory = {path: {name: value.clone() for name, value in kept.items()} for path, kept in self._memory.items()}
+        for path, weight in self.masks.weights.items():
+            for name, dtype in self._rule.memory.items() if self._rule is not None else ():
+                kept = memory.setdefault(path, {})
+                if name not in kept:
+                    kept[name] = torch.zeros_like(weight.parameter, dtype=dtype, requires_grad=False)
+        collected = self._collection.state()
         return {
             "step": self.step,
             "skipped": self.skipped,
             "seed": self._seed,
             "memory": memory,
-            "collected": self._collection.state(),
+            "collected": collected,
+            "tensors": [name for name, _, _ in _tensors(memory, collected)],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,14 +161,21 @@ class Engine:
         wrong = set(state) ^ set(_STATE)
         if wrong:
             raise EngineError(f"Expected the state of an engine with {listed(_STATE)}, but {listed(wrong)} differ.")
-        tensors = [(path, value) for path, kept in state["memory"].items() for value in kept.values()]
-        for path, value in [*tensors, *state["collected"].items()]:
+        tensors = list(_tensors(state["memory"], state["collected"]))
+        for _, path, value in tensors:
             if path not in self.masks or value.shape != self.masks[path].shape:
                 raise EngineError(f"The state is of an engine with other masks: no {path!r} of {tuple(value.shape)}.")
+        lost = set(state["tensors"]) - {name for name, _, _ in tensors}
+        if lost:
+            raise EngineError(
+                f"The state was saved with {listed(sorted(lost))}, which it lacks now. torch.distributed.checkpoint "
+                "loads only what is in the state to load into: name what a rule of your own keeps in Rule(memory=...), "
+                "and save between two steps, not in the middle of an accumulation."
+            )
         self._steps = StepCount(int(state["step"]))
         self.skipped, self._seed = int(state["skipped"]), int(state["seed"])
         self._memory = {
-            path: {name: value.to(self.masks[path].device, copy=True) for name, value in kept.items()}
+            path: {name: aligned(value.clone(), self.masks[path]) for name, value in kept.items()}
             for path, kept in state["memory"].items()
         }
         self._collect_if_due()
@@ -162,11 +184,16 @@ class Engine:
     def check_processes(self) -> None:
         """Check that all processes have the same masks, as every update does; a no-op in one process.
 
+        Of sharded masks replicas (HSDP) are compared, and the seeds.
+
         Raises:
             EngineError: They have not; it is raised in all of them.
         """
         if size_of(self._group) > 1:
             check_same(self.masks, self._group)
+            sharded = next(filter(is_sharded, self.masks.values()), None)
+            if sharded is not None:
+                check_same_seed(self._seed, self._group, sharded.device)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         rule = self._rule
@@ -252,12 +279,13 @@ class Engine:
 
     def _apply(self, optimizer: Optimizer, layer: Layer, choice: Choice, rule: Rule) -> None:
         # A weight that is dropped and grown again in one update stays as it is.
-        changed = choice.drop ^ choice.grow
+        changed = local(choice.drop) ^ local(choice.grow)
         start = rule.initial(layer) if rule.initial is not None else None
-        layer.mask.logical_xor_(changed)
+        local(layer.mask).logical_xor_(changed)
         self._clear(optimizer, layer.path, changed)
         if start is not None:
-            layer.weight.copy_(torch.where(changed & choice.grow, start, layer.weight))
+            weight, start = local(layer.weight), local(aligned(start, layer.weight))
+            weight.copy_(torch.where(changed & local(choice.grow), start, weight))
 
     def _report(
         self, rule: Rule, step: int, layers: list[Layer], choices: list[Choice], active: Mapping[str, int]
@@ -271,14 +299,25 @@ class Engine:
 
     @torch.no_grad()
     def _clear(self, optimizer: Optimizer, path: str, places: Tensor) -> None:
-        """Zero weight, gradient and optimizer state at the given places."""
+        """Zero weight, gradient and optimizer state at the given places, a local tensor."""
         parameter = self.masks.weights[path].parameter
         state = state_of(optimizer, parameter)
         for tensor in (parameter, parameter.grad):
             if tensor is not None:
-                tensor.masked_fill_(places.to(tensor.device), 0)
+                local(tensor).masked_fill_(places.to(tensor.device), 0)
         clear(parameter, state, places)
         self._warned = self._warned or warn_of_unclear(path, parameter, state, type(optimizer).__name__)
+
+
+def _tensors(
+    memory: Mapping[str, Mapping[str, Tensor]], collected: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield name, path of the weight and value of every tensor in an engine's state."""
+    for path, kept in memory.items():
+        for name, value in kept.items():
+            yield f"memory of {path}: {name}", path, value
+    for path, value in collected.items():
+        yield f"collected of {path}", path, value
 
 
 def _several(callback: Callbacks) -> tuple[Callback, ...]:

@@ -16,7 +16,7 @@ def gradient(layer: Layer) -> Tensor:
 
 def uniform(layer: Layer) -> Tensor:
     """Uniformly at random (SET, Mocanu et al. 2018)."""
-    return torch.rand(layer.mask.shape, generator=layer.generator, device=layer.mask.device)
+    return layer.draw(Tensor.uniform_)
 
 
 def momentum(layer: Layer) -> Tensor:

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from sparsity._errors import EngineError
+from sparsity._sharded import aligned, whole
 
 
 @dataclass(frozen=True)
 class Layer:
     """One masked weight in one step, all tensors of the weight's shape.
+
+    Of a sharded weight (``fully_shard``) they are DTensors, which compute as if one process had the whole weight. A
+    function may return a DTensor, or a plain tensor of the weight's shape that is the same in all processes.
 
     Attributes:
         path: Name of the weight.
@@ -47,6 +51,18 @@ class Layer:
             raise EngineError(f"The gradient of the zeros of {self.path!r} is needed: make the rule with dense=True.")
         return self.gradient
 
+    def draw(self, fill: Callable[..., Any]) -> Tensor:
+        """Return random numbers of the weight's shape, the same whether or not the weight is sharded.
+
+        They are drawn for the whole weight and the rows of this process kept.
+
+        Args:
+            fill: Called with a tensor to fill in place and ``generator``, such as ``Tensor.exponential_``.
+        """
+        drawn = torch.empty(self.weight.shape, device=self.weight.device)
+        fill(drawn, generator=self.generator)
+        return aligned(drawn, self.weight)
+
     def scaled_gradient(self) -> Tensor:
         """Return the unmasked gradient in the units of ``masked_gradient``: unscaled, clipped, averaged as that is.
 
@@ -61,7 +77,7 @@ class Layer:
             return dense
         active = torch.where(self.mask, dense, 0).float()
         factor = (active * self.masked_gradient).sum() / active.square().sum().clamp_min(torch.finfo().tiny)
-        return dense * factor.to(dense.dtype)
+        return dense * whole(factor).to(dense.dtype)
 
 
 Score = Callable[[Layer], Tensor]

@@ -14,6 +14,8 @@ from sparsity._errors import near_matches
 from sparsity._gradient import PassMasked
 from sparsity._report import LayerDensity, masks_html, masks_text
 from sparsity._select import SKIPPED, join, maskable
+from sparsity._sharded import group_of, host, local
+from sparsity._sharded_gradient import GradientMask
 from sparsity._structure import Structure
 
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -25,6 +27,9 @@ class Mask(nn.Module):
     The stored weight is zero where the mask is False, so the forward pass uses it as it is, and only gradients are
     masked.
 
+    Attributes:
+        sharded: What masks the gradient instead, once the mask is sharded like its weight (see `shard_masks`).
+
     Args:
         mask: Bool tensor of the weight's shape.
         nonzeros: Number of True in ``mask``; on the meta device, where it can't be counted, the number to come.
@@ -32,16 +37,20 @@ class Mask(nn.Module):
     """
 
     mask: Tensor
+    sharded: GradientMask | None
 
     def __init__(self, mask: Tensor, nonzeros: int, structure: Structure | None = None) -> None:
         super().__init__()
         self.structure = structure
+        self.sharded = None
         self.register_buffer("mask", mask)
         self._planned = nonzeros
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``weight`` unchanged, with a masked gradient."""
-        return PassMasked.apply(weight, self.mask) if torch.is_grad_enabled() else weight  # pyright: ignore
+        if self.sharded is not None or not torch.is_grad_enabled():
+            return weight
+        return PassMasked.apply(weight, self.mask)  # pyright: ignore
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return what is stored when ``weight`` is assigned: zero where masked."""
@@ -51,7 +60,7 @@ class Mask(nn.Module):
         """Set the masked entries of ``weight`` to zero, in place."""
         # A product of integers: many times faster than filling, and exact where a float product would make -0.0 of a
         # negative number and NaN of an infinite one.
-        weight.detach().view(_INTEGER[weight.itemsize]).mul_(self.mask)
+        local(weight).detach().view(_INTEGER[weight.itemsize]).mul_(local(self.mask))
 
     def extra_repr(self) -> str:
         """Return the shape, and the structure if there is one, for ``print(model)``."""
@@ -72,6 +81,9 @@ class Masks(Mapping[str, Tensor]):
 
     A mapping from path to bool tensor, True where the weight is active. The tensors are those that the model uses, and
     all counts are taken from them when asked for, so the object stays up to date while an engine rewires the model.
+
+    Masks of a sharded model are sharded too, once an engine is attached or `shard_masks` was called: DTensors. Counts
+    are those of all processes then, which have to ask for them together.
 
     Attributes:
         weights: Parameter and mask by path.
@@ -141,8 +153,8 @@ class Masks(Mapping[str, Tensor]):
         # One transfer for all layers instead of one for each.
         holders = {path: weight.holder for path, weight in self.weights.items()}
         real = [path for path, holder in holders.items() if not holder.mask.is_meta]
-        device = holders[real[0]].mask.device if real else None
-        sums = torch.stack([holders[path].mask.sum().to(device) for path in real]).tolist() if real else []
+        masks = [holders[path].mask for path in real]
+        sums = host([local(mask).sum() for mask in masks], [group_of(mask) for mask in masks])
         counts = {path: holder._planned for path, holder in holders.items()}
         return {**counts, **dict(zip(real, sums, strict=True))}
 
@@ -176,7 +188,8 @@ def masks_of(model: nn.Module) -> Masks:
             tied[path] = paths[holder]
         else:
             paths[holder] = path
-            weights[path] = MaskedWeight(chain.original, holder)
+            # FSDP2 shows another parameter while it has gathered the whole weight.
+            weights[path] = MaskedWeight(chain.original if holder.sharded is None else holder.sharded.parameter, holder)
     if not weights:
         return Masks({}, {}, {})
     selection = maskable(unwrap(model))

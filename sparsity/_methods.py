@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
@@ -125,6 +126,7 @@ def snfs(
         _grow.momentum,
         dense=True,
         observe=_grow.Smoothed(decay),
+        memory={_grow.Smoothed.name: None},
     )
     return Engine(model, optimizer, rule, **options)
 
@@ -173,7 +175,9 @@ def deep_r(
         >>> masks = sparsity.sparsify(net, 0.5)
         >>> engine = sparsity.deep_r(net, torch.optim.SGD(net.parameters(), lr=0.1))
     """
-    rule = Rule(every, until, constant(0.0), _drop.magnitude, _grow.uniform, ripe=_drop.flipped)
+    rule = Rule(
+        every, until, constant(0.0), _drop.magnitude, _grow.uniform, ripe=_drop.flipped, memory={_drop.SIGN: torch.int8}
+    )
     return Engine(model, optimizer, rule, **options)
 
 

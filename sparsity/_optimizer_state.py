@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsity._errors import SparsityWarning
+from sparsity._sharded import local
 
 
 def clear(parameter: Tensor, state: Mapping[str, Any], places: Tensor) -> None:
@@ -18,9 +19,10 @@ def clear(parameter: Tensor, state: Mapping[str, Any], places: Tensor) -> None:
     That is every floating-point tensor of the weight's shape. Numbers, and statistics of whole rows or columns as of
     Adafactor, are no state of single weights and stay.
     """
+    shape, places = local(parameter).shape, local(places)
     for tensor in state.values():
-        if isinstance(tensor, Tensor) and tensor.shape == parameter.shape and tensor.is_floating_point():
-            tensor.masked_fill_(places.to(tensor.device), 0)
+        if isinstance(tensor, Tensor) and local(tensor).shape == shape and tensor.is_floating_point():
+            local(tensor).masked_fill_(places.to(tensor.device), 0)
 
 
 def warn_of_unclear(path: str, parameter: Tensor, state: Mapping[str, Any], optimizer: str) -> bool:

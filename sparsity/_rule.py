@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
 
 from sparsity._errors import EngineError
 from sparsity._initial import Initial
@@ -36,6 +38,8 @@ class Rule:
         target: Number of weights to be active after the update at a step in the layer of a path; None to keep it.
         begin: First step that may make an update, besides the very first, which never does.
         observe: Called in every step with every layer that has a gradient, to keep something in ``layer.memory``.
+        memory: Names of what functions of the rule keep in ``layer.memory`` with their dtypes, None for the weight's.
+            Only needed to resume with torch.distributed.checkpoint; zeros have to mean that nothing is known yet.
 
     Raises:
         EngineError: ``every`` or ``until`` is not a positive int, or there would be no update before ``until``.
@@ -63,6 +67,7 @@ class Rule:
     target: Target | None = None
     begin: int = 0
     observe: Callable[[Layer], None] | None = None
+    memory: Mapping[str, torch.dtype | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (("every", self.every), ("until", self.until)):

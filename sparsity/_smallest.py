@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparsity import _sharded_smallest
+from sparsity._sharded import is_sharded
+
 _SAMPLES = 1 << 16
 _WORTH_SAMPLING = 1 << 18
 
@@ -40,6 +43,8 @@ def smallest_of(scores: Sequence[Tensor], count: int, among: Sequence[Tensor]) -
     """
     if count == 0:
         return [torch.zeros_like(each) for each in among]
+    if any(map(is_sharded, among)):
+        return _sharded_smallest.smallest_of(scores, count, among)
     # Row-major views; those that are laid out otherwise are copied.
     flat = [(score if score.is_floating_point() else score.float()).reshape(-1) for score in scores]
     places = [each.reshape(-1) for each in among]

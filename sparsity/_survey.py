@@ -11,28 +11,28 @@ from torch import Tensor
 from sparsity._errors import SparsityWarning, listed
 from sparsity._layer import Layer
 from sparsity._rewire import Choice
+from sparsity._sharded import group_of, host, local
 
 
 def survey(layers: Sequence[Layer], ripe: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, int], bool]:
     """Count, by path, the active weights and those that are ripe, and tell whether all values are finite."""
     tensors = [t for layer in layers for t in (layer.weight, layer.gradient, layer.masked_gradient) if t is not None]
-    numbers = [
-        *(layer.mask.count_nonzero() for layer in layers),
-        *(each.count_nonzero() for each in ripe.values()),
-        *(_is_finite(each) for each in tensors),
-    ]
-    host = _to_host(numbers)
+    counted = [*(layer.mask for layer in layers), *ripe.values()]
+    numbers = [*(local(each).count_nonzero() for each in counted), *(_is_infinite(local(each)) for each in tensors)]
+    known = host(numbers, [group_of(each) for each in (*counted, *tensors)])
     paths = [layer.path for layer in layers]
-    active, due = dict(zip(paths, host, strict=False)), dict(zip(ripe, host[len(paths) :], strict=False))
-    return active, due, all(host[len(paths) + len(ripe) :])
+    active, due = dict(zip(paths, known, strict=False)), dict(zip(ripe, known[len(paths) :], strict=False))
+    return active, due, not any(known[len(counted) :])
 
 
 def count(layers: Sequence[Layer], choices: Sequence[Choice]) -> tuple[dict[str, int], dict[str, int]]:
     """Count, by path, the weights that really are dropped and grown."""
-    dropped = [(choice.drop & ~choice.grow).count_nonzero() for choice in choices]
-    grown = [(choice.grow & ~choice.drop).count_nonzero() for choice in choices]
-    host, paths = _to_host([*dropped, *grown]), [layer.path for layer in layers]
-    return dict(zip(paths, host, strict=False)), dict(zip(paths, host[len(paths) :], strict=True))
+    parts = [(local(choice.drop), local(choice.grow)) for choice in choices]
+    dropped = [(drop & ~grow).count_nonzero() for drop, grow in parts]
+    grown = [(grow & ~drop).count_nonzero() for drop, grow in parts]
+    groups, paths = [group_of(choice.drop) for choice in choices], [layer.path for layer in layers]
+    known = host([*dropped, *grown], [*groups, *groups])
+    return dict(zip(paths, known, strict=False)), dict(zip(paths, known[len(paths) :], strict=True))
 
 
 def warn_of_empty(paths: Sequence[str], cause: str) -> None:
@@ -42,13 +42,8 @@ def warn_of_empty(paths: Sequence[str], cause: str) -> None:
         warnings.warn(SparsityWarning(text), stacklevel=3)
 
 
-def _to_host(numbers: Sequence[Tensor]) -> list[int]:
-    if not numbers:
-        return []
-    device = numbers[0].device
-    return torch.stack([number.to(device, torch.int64) for number in numbers]).tolist()
-
-
-def _is_finite(tensor: Tensor) -> Tensor:
+def _is_infinite(tensor: Tensor) -> Tensor:
+    if not tensor.numel():  # of a weight with fewer rows than there are processes
+        return tensor.new_zeros((), dtype=torch.bool)
     # The extremes of a tensor with NaN are NaN; unlike isfinite this allocates nothing of the tensor's size.
-    return torch.stack(tensor.aminmax()).isfinite().all()
+    return ~torch.stack(tensor.aminmax()).isfinite().all()
