@@ -6,6 +6,7 @@ from sparsity import _dense_steps as dense_steps
 from sparsity import _drop as drop
 from sparsity import _grow as grow
 from sparsity._allocation import allocate, er, erk, uniform
+from sparsity._averaging import equal_average, follow
 from sparsity._blocks import Blocks
 from sparsity._components import by_component
 from sparsity._csv_log import CsvLog
@@ -32,6 +33,7 @@ from sparsity._layer import Layer
 from sparsity._masks import Masks, masks_of
 from sparsity._methods import deep_r, mest, rigl, set_, snfs, static
 from sparsity._nm import NM
+from sparsity._optimizer_checkpoint import save_with_optimizer
 from sparsity._overlap import LayerOverlap, Overlap, overlap, overlap_of
 from sparsity._per_component import per_component
 from sparsity._pruning import cubic, gradual, prune, snip
@@ -92,10 +94,12 @@ __all__ = [
     "descent",
     "drop",
     "embeddings",
+    "equal_average",
     "er",
     "erk",
     "first_layer",
     "fold",
+    "follow",
     "gradual",
     "grow",
     "initial_values",
@@ -110,6 +114,7 @@ __all__ = [
     "prune",
     "rigl",
     "rigl_training_flops",
+    "save_with_optimizer",
     "set_",
     "snfs",
     "snip",

@@ -43,14 +43,21 @@ def release(weights: Mapping[str, MaskedWeight]) -> None:
         _owners.pop(weight.holder, None)
 
 
+# Where wrappers keep the optimizer that makes the step: those of accelerate and Lightning; of SAM; Lookahead of timm.
+_INSIDE = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer")
+
+
 def innermost(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside wrappers such as accelerate's, whose own hooks its step does not run.
+    """Return the optimizer inside wrappers, some of which do not run hooks of their own or hold no state.
 
     Raises:
         EngineError: It is not an optimizer.
     """
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
+    inside = optimizer
+    while inside is not None:
+        optimizer = inside
+        found = (getattr(optimizer, name, None) for name in _INSIDE)
+        inside = next((each for each in found if isinstance(each, Optimizer) and each is not optimizer), None)
     if not isinstance(optimizer, Optimizer):
         raise EngineError(f"Expected a torch.optim.Optimizer, got {type(optimizer).__name__}.")
     return optimizer

@@ -6,22 +6,23 @@ is stored in between: a `DenseGradient` opened for a mask adds up what arrives u
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 _Key = tuple[torch.device, int]
 # By the storage of the mask and not by object, since compiled code hands over other tensor objects than eager code.
-_open: WeakValueDictionary[_Key, DenseGradient] = WeakValueDictionary()
+_open: weakref.WeakValueDictionary[_Key, DenseGradient] = weakref.WeakValueDictionary()
 
 
 class DenseGradient:
-    """The sum of the unmasked gradients of one weight since its ``.grad`` was last None.
+    """The sum of the unmasked gradients of one weight since its ``.grad`` was last reset.
 
-    It adds up over micro-batches just as ``.grad`` does, and starts anew when ``.grad`` was reset, so that gradients
-    of a discarded step (zero_grad, or a step that a GradScaler skips) don't count.
+    It adds up over micro-batches just as ``.grad`` does, and starts anew when ``.grad`` was set to None or to zero, so
+    that gradients of a discarded step (zero_grad, or a step that a GradScaler skips) don't count.
 
     Args:
         mask: The mask that the weight's gradient passes.
@@ -32,24 +33,56 @@ class DenseGradient:
         self.total: Tensor | None = None
         self._weight = weight
         self._backward = -1
+        self._accumulated: tuple[int, int] | None = None
+        self._stop_watching = _watch(weight, weakref.WeakMethod(self._remember), self)
+        # Kept, so that no other tensor gets its memory, by which it is found.
+        self._mask = mask
         self._key = _key(mask)
         _open[self._key] = self
 
     def add(self, gradient: Tensor) -> None:
         """Add one contribution; a tied weight makes several in one backward pass."""
         backward = torch._C._current_graph_task_id()
-        starts = backward != self._backward and self._weight.grad is None
+        grad, goes_on = self._weight.grad, backward == self._backward
         self._backward = backward
-        if self.total is None or starts:
+        if self.total is None or (grad is None and not goes_on):
             self.total = gradient.detach().clone()
-        else:
-            self.total.add_(gradient.detach())
+            return
+        if grad is not None and not goes_on and _version(grad) != self._accumulated:
+            # Someone wrote to it since the last backward pass. If it is zero now, it was reset; decided on the device,
+            # without waiting for it.
+            self.total.masked_fill_(~grad.any(), 0)
+        self.total.add_(gradient.detach())
 
     def close(self) -> None:
         """Stop collecting and free the memory."""
         self.total = None
+        self._stop_watching()
         if _open.get(self._key) is self:
             del _open[self._key]
+
+    def _remember(self, weight: Tensor) -> None:
+        if weight.grad is not None:
+            self._accumulated = _version(weight.grad)
+
+
+def _watch(weight: nn.Parameter, remember: weakref.WeakMethod[Any], owner: DenseGradient) -> Callable[[], Any]:
+    """Call ``remember`` after the weight's ``.grad`` was added to, until ``owner`` is gone or the result is called."""
+
+    def call(weight: Tensor) -> None:
+        method = remember()
+        if method is not None:
+            method(weight)
+
+    if not weight.requires_grad:  # takes no hook, and gets no gradient
+        return lambda: None
+    # By the collector's end and not by a reference to it: a cycle would outlive it.
+    return weakref.finalize(owner, weight.register_post_accumulate_grad_hook(call).remove)
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    """Tell the present content of a tensor from all others, without looking at it."""
+    return tensor.data_ptr(), tensor._version
 
 
 def _key(mask: Tensor) -> _Key:
