@@ -43,6 +43,7 @@ from sparsity._rule import Rule
 from sparsity._scalar_log import ScalarLog
 from sparsity._schedule import constant, cosine
 from sparsity._selectors import Kind
+from sparsity._sharding import shard_masks
 from sparsity._skip import attention, classifier, depthwise, embeddings, first_layer
 from sparsity._sparsify import fold, sparsify
 from sparsity._structure import Geometry, Structure
@@ -116,6 +117,7 @@ __all__ = [
     "rigl_training_flops",
     "save_with_optimizer",
     "set_",
+    "shard_masks",
     "snfs",
     "snip",
     "sparse_training_flops",

@@ -17,6 +17,7 @@ from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
 from sparsity._layer import Layer
 from sparsity._optimizer_state import clear, state_of, warn_of_unclear
+from sparsity._rehearsal import is_rehearsal
 from sparsity._report import Rewiring
 from sparsity._rewire import Choice
 from sparsity._rule import Rule
@@ -87,7 +88,7 @@ class Engine:
         self._group = group
         self._collection = Collection(self.masks.weights, group)
         self._memory: dict[str, dict[str, Tensor]] = {}
-        self._warned = False
+        self._warned = self._rehearses = False
         check(self.masks.weights, optimizer)
         if rule is not None and self.masks.structures:
             raise EngineError(
@@ -197,7 +198,8 @@ class Engine:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         rule = self._rule
-        if rule is None or not self._works_at(rule) or left_out(optimizer):
+        self._rehearses = is_rehearsal(optimizer)
+        if self._rehearses or rule is None or not self._works_at(rule) or left_out(optimizer):
             return None
         closure = kwargs["closure"] if "closure" in kwargs else next(iter(args[1:2]), None)
         if closure is None:
@@ -219,6 +221,8 @@ class Engine:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # Masked gradients and states keep zeros at zero under elementwise optimizers only, not under Muon or SOAP.
         self.masks.apply()
+        if self._rehearses:
+            return
         self._steps.add(optimizer)
         self._collect_if_due()
 

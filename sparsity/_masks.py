@@ -14,7 +14,7 @@ from sparsity._errors import near_matches
 from sparsity._gradient import PassMasked
 from sparsity._report import LayerDensity, masks_html, masks_text
 from sparsity._select import SKIPPED, join, maskable
-from sparsity._sharded import group_of, host, local
+from sparsity._sharded import aligned, group_of, host, local
 from sparsity._sharded_gradient import GradientMask
 from sparsity._structure import Structure
 
@@ -60,7 +60,7 @@ class Mask(nn.Module):
         """Set the masked entries of ``weight`` to zero, in place."""
         # A product of integers: many times faster than filling, and exact where a float product would make -0.0 of a
         # negative number and NaN of an infinite one.
-        local(weight).detach().view(_INTEGER[weight.itemsize]).mul_(local(self.mask))
+        local(weight).detach().view(_INTEGER[weight.itemsize]).mul_(local(aligned(self.mask, weight)))
 
     def extra_repr(self) -> str:
         """Return the shape, and the structure if there is one, for ``print(model)``."""
@@ -70,10 +70,23 @@ class Mask(nn.Module):
 
 @dataclass(frozen=True)
 class MaskedWeight:
-    """A parameter with its mask."""
+    """A parameter with its mask.
 
-    parameter: nn.Parameter
+    Attributes:
+        chain: The parametrizations of the weight, which own the parameter.
+        holder: The one of them that masks.
+    """
+
+    chain: parametrize.ParametrizationList
     holder: Mask
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that an optimizer trains: what ``fully_shard`` made of it, once it is sharded."""
+        # Not kept here, so that the whole weights of a model that gets sharded are freed. FSDP2 shows another parameter
+        # while it has gathered a weight.
+        sharded = self.holder.sharded
+        return self.chain.original if sharded is None else sharded.parameter  # pyright: ignore
 
 
 class Masks(Mapping[str, Tensor]):
@@ -188,8 +201,7 @@ def masks_of(model: nn.Module) -> Masks:
             tied[path] = paths[holder]
         else:
             paths[holder] = path
-            # FSDP2 shows another parameter while it has gathered the whole weight.
-            weights[path] = MaskedWeight(chain.original if holder.sharded is None else holder.sharded.parameter, holder)
+            weights[path] = MaskedWeight(chain, holder)
     if not weights:
         return Masks({}, {}, {})
     selection = maskable(unwrap(model))

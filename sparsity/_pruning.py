@@ -23,6 +23,7 @@ from sparsity._rule import Rule, Target
 from sparsity._schedule import constant
 from sparsity._seed import seeded
 from sparsity._select import Skip
+from sparsity._sharding import shard_masks
 from sparsity._sparsify import fold, sparsify
 from sparsity._survey import survey, warn_of_empty
 
@@ -170,7 +171,7 @@ def _prune(
     loss: Callable[[], Tensor] | None,
 ) -> Masks:
     check_sparsity(sparsity)
-    masks = masks_of(model)
+    masks = shard_masks(model)
     fresh = not masks
     if fresh:
         masks = sparsify(model, 0.0, skip=skip)

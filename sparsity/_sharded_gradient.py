@@ -42,7 +42,7 @@ class ShardedGradient:
 
     def remember(self, gradient: Tensor) -> None:
         """Remember ``.grad`` as it is after it was masked."""
-        self._accumulated = gradient, local(gradient)._version
+        self._accumulated = gradient, gradient._version
 
     def close(self) -> None:
         """Stop collecting and free the memory."""
@@ -54,7 +54,8 @@ class ShardedGradient:
         if self._accumulated is None:  # what is there was restored from a checkpoint
             return False
         known, version = self._accumulated
-        return gradient is not known or local(gradient)._version != version + 1  # FSDP2 adds in place, once
+        # FSDP2 adds to the local part, and so does masking: only others write to the DTensor.
+        return gradient is not known or gradient._version != version
 
 
 class GradientMask:

@@ -61,6 +61,7 @@ def check_unsharded(model: nn.Module, call: str) -> None:
     Raises:
         MaskError: It is.
     """
+    _reshard(model)
     sharded = [path for path, parameter in unwrap(model).named_parameters() if is_sharded(parameter)]
     if sharded:
         raise MaskError(

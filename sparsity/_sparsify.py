@@ -14,6 +14,7 @@ from sparsity._masks import Mask, Masks, masked_sites, masks_of, own_class, unwr
 from sparsity._seed import seeded
 from sparsity._select import COMPUTED, Candidate, Selection, select
 from sparsity._selectors import Selectors
+from sparsity._sharding import check_unsharded
 from sparsity._structure import Structure, Unstructured, geometry
 
 
@@ -81,6 +82,7 @@ def sparsify(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise MaskError(f"seed is an int, got {seed!r}.")
     check_sparsity(sparsity)
+    check_unsharded(model, "sparsify")
     model = unwrap(model)
     present = masks_of(model)
     if present:
@@ -163,6 +165,7 @@ def fold(model: nn.Module) -> nn.Module:
         warnings.warn(NoEffectWarning("fold changed nothing: the model has no masks."), stacklevel=2)
         return model
     sites = list(masked_sites(unwrap(model)))
+    check_unsharded(model, "fold")
     for path, module, name in sites:
         stacked = [type(each).__name__ for each in module.parametrizations[name]]  # pyright: ignore
         if len(stacked) > 1:
