@@ -47,6 +47,7 @@ from sparsity._sharding import shard_masks
 from sparsity._skip import attention, classifier, depthwise, embeddings, first_layer
 from sparsity._sparsify import fold, sparsify
 from sparsity._structure import Geometry, Structure
+from sparsity._structure_spec import structure_from_spec, structure_to_spec
 from sparsity._trails import PRESETS, Preset, trails
 from sparsity._training_flops import TrainingFlops
 from sparsity._training_plan import training_plan
@@ -123,6 +124,8 @@ __all__ = [
     "sparse_training_flops",
     "sparsify",
     "static",
+    "structure_from_spec",
+    "structure_to_spec",
     "trails",
     "training_flops",
     "training_plan",

@@ -181,6 +181,11 @@ def _prune(
         return masks
     try:
         check_unattached(masks.weights)
+        if masks.structures:
+            raise MaskError(
+                f"The masks of {listed(masks.structures)} have a structure, which pruning single weights would break. "
+                "Call sparsity.fold(model) first."
+            )
         layers = _layers(masks, seed, loss)
         dropped = _dropped(layers, _final(masks, sparsity, allocation), score, _scope(allocation))
     except Exception:

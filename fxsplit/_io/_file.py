@@ -105,7 +105,7 @@ def load(
     )
     net.meta[SPEC] = surgery
     if spec["masked_paths"]:
-        _attach_masks(net, spec["masked_paths"])
+        _attach_masks(net, spec["masked_paths"], spec.get("structures", {}))
     _fill(net, _unpacked(tensors, spec["masked"]), spec, device)
     return net
 
@@ -142,10 +142,17 @@ def _collect(net: SplitModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "versions": versions(),
         "masked": masked,
         "masked_paths": sorted({site.path for site in sites.values()}),
+        "structures": _structures(net) if sites else {},
         "aliases": aliases,
         "frozen": frozen,
     }
     return tensors, spec
+
+
+def _structures(net: SplitModel) -> dict[str, dict[str, Any]]:
+    from sparsity import masks_of, structure_to_spec
+
+    return {path: structure_to_spec(structure) for path, structure in masks_of(net).structures.items()}
 
 
 def _parametrized(net: SplitModel) -> list[str]:
@@ -193,16 +200,23 @@ def _without_values(traced: TracedModel) -> TracedModel:
     return copy.deepcopy(traced, memo)
 
 
-def _attach_masks(net: SplitModel, paths: list[str]) -> None:
-    from sparsity import SparsityWarning, sparsify
+def _attach_masks(net: SplitModel, paths: list[str], structures: Mapping[str, Mapping[str, Any]]) -> None:
+    from sparsity import SparsityWarning, sparsify, structure_from_spec
 
     wanted = set(paths)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SparsityWarning)  # of weights without a mask, as they were saved
-        sparsify(net, 0.0, skip=lambda path, module, parameter: path not in wanted)
+        masks = sparsify(
+            net,
+            0.0,
+            skip=lambda path, module, parameter: path not in wanted,
+            include=lambda path, module, parameter: path in wanted,
+        )
     missing = wanted - {site.path for site in masked_sites(net, _parametrized(net))}
     if missing:
         raise SpecError(f"the file has masks for weights that can't have one here: {sorted(missing)}")
+    for path, description in structures.items():
+        masks.weights[masks.tied.get(path, path)].holder.structure = structure_from_spec(description)
 
 
 def _unpacked(tensors: dict[str, Tensor], masked: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:

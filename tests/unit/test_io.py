@@ -17,7 +17,7 @@ from torch import nn
 import fxsplit._io._file
 from fxsplit import SpecError, SplitModel, load, neurotrailify, save, split, trace
 from fxsplit._io._packing import pack, unpack
-from sparsity import masks_of, sparsify
+from sparsity import NM, Blocks, MaskError, masks_of, sparsify
 
 
 class Net(nn.Module):
@@ -386,3 +386,35 @@ def test_packing_of_full_masks_is_not_taken_for_a_dense_weight():
     again, again_mask = unpack(*pack(weight, mask), weight.shape)
     assert torch.equal(weight, again)
     assert bool(again_mask.all())
+
+
+def test_structures_and_included_weights_come_back(tmp_path):
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.first, self.last = nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(self.words(x)).relu())
+
+    for structure in (NM(2, 4), Blocks((2, 4))):
+        example = torch.zeros(2, 3, dtype=torch.long)
+        net = neurotrailify(Words(), "first", sparsity=0.5, example=example, include=nn.Embedding, structure=structure)
+        save(net, tmp_path / "net.safetensors")
+        loaded = load(tmp_path / "net.safetensors", Words())
+        masks = masks_of(net)
+        assert "trunk.words.weight" in masks
+        assert masks_of(loaded).structures == dict.fromkeys(masks, structure)
+        assert all(torch.equal(masks_of(loaded)[path], mask) for path, mask in masks.items())
+
+
+def test_structures_of_ones_own_cannot_be_saved(tmp_path):
+    class Mine(NM):
+        pass
+
+    net = neurotrailify(
+        Net(), "blocks.0", sparsity=0.5, example=torch.zeros(2, 3, 8, 8), structure=Mine(2, 4), skip="trunk.stem"
+    )
+    with pytest.raises(MaskError, match=r"structure Mine can't be described.*'NM', 'Blocks' can"):
+        save(net, tmp_path / "net.safetensors")
+    assert not (tmp_path / "net.safetensors").exists()

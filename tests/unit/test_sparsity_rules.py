@@ -295,3 +295,16 @@ def test_several_callbacks() -> None:
     step(net, optimizer)
     step(net, optimizer)
     assert seen == [("one", 1), ("two", 1)]
+
+
+def test_structures_are_not_broken() -> None:
+    net = nn.Linear(8, 8)
+    masks = sparsity.sparsify(net, 0.5, structure=sparsity.NM(2, 4))
+    before = masks["weight"].clone()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(EngineError, match=r"masks of 'weight' have a structure.*Use sparsity.static"):
+        sparsity.rigl(net, optimizer)
+    with pytest.raises(sparsity.MaskError, match=r"masks of 'weight' have a structure.*Call sparsity.fold"):
+        sparsity.prune(net, 0.8)
+    assert torch.equal(masks["weight"], before)
+    assert sparsity.static(net, optimizer).attached
