@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from sparsity._errors import RecordError, listed
+from sparsity._sharded import aligned, group_of, host, local
 
 
 class Explored:
@@ -27,15 +27,14 @@ class Explored:
     def add(self) -> None:
         """Take the present masks in."""
         for path, mask in self._masks.items():
-            # The model may have moved to another device in the meantime.
-            self.seen[path] = self.seen[path].to(mask.device).logical_or_(mask)
+            # The model may have moved to another device in the meantime, or been sharded.
+            self.seen[path] = aligned(self.seen[path], mask)
+            local(self.seen[path]).logical_or_(local(mask))
 
     def counts(self) -> list[int]:
         """Return the number of weights that have been active, for each mask, in one transfer."""
-        if not self.seen:
-            return []
-        sums = [seen.count_nonzero() for seen in self.seen.values()]
-        return torch.stack([each.to(sums[0].device) for each in sums]).tolist()
+        seen = self.seen.values()
+        return host([local(each).count_nonzero() for each in seen], [group_of(each) for each in seen])
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of ``seen``."""
@@ -54,4 +53,4 @@ class Explored:
         ]
         if wrong:
             raise RecordError(f"The state is of other masks: {listed(wrong)} are missing or have other shapes.")
-        self.seen = {path: state[path].to(self._masks[path].device, copy=True) for path in self.seen}
+        self.seen = {path: aligned(state[path].clone(), self._masks[path]) for path in self.seen}
