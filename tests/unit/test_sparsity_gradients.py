@@ -163,3 +163,16 @@ def test_a_frozen_weight_can_be_collected() -> None:
     net.zero_grad(set_to_none=False)
     net(inputs(0)).sum().backward()
     torch.testing.assert_close(2 * collector.total, first)
+
+
+def test_the_memory_of_an_open_mask_is_not_given_to_another_one() -> None:
+    """Collectors are found by it."""
+    net = network()
+    masks = sparsity.sparsify(net, 0.5)
+    collector = DenseGradient(masks["0.weight"], masks.weights["0.weight"].parameter)
+    mask = weakref.ref(masks["0.weight"])
+    sparsity.fold(net)
+    del masks
+    gc.collect()
+    assert mask() is not None
+    collector.close()

@@ -121,6 +121,39 @@ def test_trainer_accumulates_as_much_as_one_batch(tmp_path: Path) -> None:
     assert same(parts.path[-1], whole.path[-1])
 
 
+# Old names of arguments, which older versions know too.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*` is deprecated:FutureWarning")
+def test_trainer_with_checkpointed_activations(tmp_path: Path) -> None:
+    def run(checkpointing: bool) -> Watch:
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+        config = tf.BertConfig(vocab_size=20, num_hidden_layers=2, **sizes)
+        model = tf.BertForSequenceClassification(config)
+        sparsity.sparsify(model, 0.7)
+        ids = torch.randint(3, 20, (32, 9), generator=torch.Generator().manual_seed(0))
+        rows = [{"input_ids": each, "labels": each[0] % 2} for each in ids]
+        options: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+        arguments = tf.TrainingArguments(
+            str(tmp_path),
+            max_steps=5,
+            per_device_train_batch_size=4,
+            gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            dataloader_pin_memory=False,
+            **options,
+        )
+        made = InOrder(model, arguments, train_dataset=rows)  # type: ignore[arg-type]
+        optimizer = made.create_optimizer()
+        sparsity.rigl(model, optimizer, every=2)
+        watch = Watch(model, optimizer)
+        made.train()
+        return watch
+
+    plain, checkpointed = run(False), run(True)
+    assert plain.moved == checkpointed.moved == [2, 4]
+    assert all(same(a, b) for a, b in zip(plain.path, checkpointed.path, strict=True))
+
+
 # accelerate.
 
 
