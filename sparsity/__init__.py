@@ -10,6 +10,7 @@ from sparsity._averaging import equal_average, follow
 from sparsity._blocks import Blocks
 from sparsity._components import by_component
 from sparsity._csv_log import CsvLog
+from sparsity._deferred import draw_masks
 from sparsity._engine import Engine
 from sparsity._errors import (
     AllocationError,
@@ -94,6 +95,7 @@ __all__ = [
     "dense_training_flops",
     "depthwise",
     "descent",
+    "draw_masks",
     "drop",
     "embeddings",
     "equal_average",

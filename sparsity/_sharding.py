@@ -47,7 +47,7 @@ def shard_masks(model: nn.Module, group: Any = None) -> Masks:
     for path, weight in whole.items():
         check_rows(path, weight.parameter)
     # Later no process sees whole masks.
-    plain = {path: weight.holder.mask for path, weight in whole.items() if not is_sharded(weight.holder.mask)}
+    plain = {path: weight.holder.mask for path, weight in whole.items() if not weight.holder.mask.is_meta}
     if plain and size_of(group) > 1:
         check_same(plain, group)
     for path in whole:

@@ -290,6 +290,42 @@ def selected(rank: int) -> list[str]:
     return wrong
 
 
+def deferred(rank: int, folder: Path) -> dict[str, Any]:
+    """A model that no process ever holds: drawn anew, and loaded from a checkpoint."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    results: dict[str, Any] = {}
+    trained = Run("rigl", rank, 2).steps()
+    checkpoint.save({"model": get_model_state_dict(trained.net)}, checkpoint_id=folder / "deferred")
+    for how in ("drawn", "loaded"):
+        with torch.device("meta"):
+            net = network()
+        shard(net)
+        sparsity.shard_masks(net)
+        results[f"{how} early"] = message(lambda net=net: sparsity.draw_masks(net))
+        net.to_empty(device="cpu")
+        for parameter in net.parameters():
+            nn.init.constant_(parameter, 0.5)
+        if how == "drawn":
+            sparsity.draw_masks(net)
+        else:
+            state = get_model_state_dict(net)
+            checkpoint.load({"model": state}, checkpoint_id=folder / "deferred")
+            set_model_state_dict(net, state)
+        optimizer = sgd(net)
+        engine = sparsity.rigl(net, optimizer, every=1)
+        results[how] = {path: whole(mask) for path, mask in engine.masks.items()}
+        results[f"{how} zeros"] = all(
+            not whole(each.parameter)[~results[how][path]].any() for path, each in engine.masks.weights.items()
+        )
+        for step in range(2):
+            backward(net, rank, step=step)
+            optimizer.step()
+        results[f"{how} update"] = engine.last.step
+    return {**results, "trained": {path: whole(mask) for path, mask in trained.engine.masks.items()}}
+
+
 def everything(rank: int, folder: Path) -> dict[str, Any]:
     """What the tests look at, all in one start of processes, because that takes longer than training."""
     return {
@@ -305,6 +341,7 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
         "refused": refused(rank),
         "scaled": scaled(rank),
         "selected": selected(rank),
+        "deferred": deferred(rank, folder),
     }
 
 
@@ -403,6 +440,17 @@ def test_what_is_refused(case: str, text: str, pair: list[dict[str, Any]]) -> No
 
 def test_selection_over_processes(pair: list[dict[str, Any]]) -> None:
     assert [results["selected"] for results in pair] == [[], []]
+
+
+def test_models_that_no_process_holds(pair: list[dict[str, Any]]) -> None:
+    fresh = dict(sparsity.masks_of(network()))
+    for results in pair:
+        found = results["deferred"]
+        for how, expected in (("drawn", fresh), ("loaded", found["trained"])):
+            assert found[f"{how} early"].startswith("MaskError: '0.0.weight', '1.0.weight'")
+            assert all(torch.equal(found[how][path], expected[path]) for path in PATHS)
+            assert found[f"{how} zeros"]
+            assert found[f"{how} update"] == 1
 
 
 def test_a_scaler_that_skips_steps(pair: list[dict[str, Any]]) -> None:
