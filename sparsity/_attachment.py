@@ -44,7 +44,7 @@ def release(weights: Mapping[str, MaskedWeight]) -> None:
 
 
 # Where wrappers keep the optimizer that makes the step: those of accelerate and Lightning; of SAM; Lookahead of timm.
-_INSIDE = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer")
+_INSIDE = ("optimizer", "base_optimizer", "_base_optimizer")
 
 
 def innermost(optimizer: Any) -> Optimizer:

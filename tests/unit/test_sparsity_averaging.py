@@ -80,7 +80,7 @@ AVERAGES: dict[str, tuple[Average, Callable[[Tensor, Tensor, int], Tensor]]] = {
     "timm one by one": (lambda net: ModelEmaV3(net, decay=DECAY, foreach=False), decayed),
     "timm without buffers": (lambda net: ModelEmaV3(net, decay=DECAY, exclude_buffers=True), decayed),
     "timm on a device": (lambda net: ModelEmaV3(net, decay=DECAY, device=torch.device("cpu")), decayed),
-    "timm in float64": (lambda net: ModelEmaV3(net, decay=DECAY, dtype=torch.float64), decayed),
+    "ema in float64": (lambda net: AveragedModel(net, **ONE).double(), decayed_after_copy),
     "timm v2": (lambda net: ModelEmaV2(net, decay=DECAY), decayed),
 }
 
