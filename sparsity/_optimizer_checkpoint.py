@@ -22,7 +22,9 @@ def save_with_optimizer(engine: Engine) -> Engine:
     optimizers without an engine. Attach the engine before the checkpoint is loaded; in ``Trainer`` that is to
     ``trainer.create_optimizer()``.
 
-    Loading a state that was saved without an engine gives a warning, and the engine goes on at its own step.
+    Loading a state that was saved without an engine gives a warning, and the engine goes on at its own step. States of
+    torch.distributed.checkpoint (``get_state_dict``) are of that kind, as they hold what torch knows of an optimizer
+    and no more: save ``engine.state_dict()`` beside them.
 
     Returns:
         The same engine.

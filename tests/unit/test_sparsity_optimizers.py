@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers  # pyright: ignore
 from timm.optim.lookahead import Lookahead
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
 
 import sparsity
@@ -396,6 +398,26 @@ def test_engine_saved_once_and_only_while_attached() -> None:
     optimizer.load_state_dict(state)
     with pytest.raises(EngineError, match="not attached"):
         sparsity.save_with_optimizer(engine)
+
+
+def test_distributed_checkpoints_leave_the_engine_out_and_say_so() -> None:
+    def start() -> tuple[nn.Sequential, torch.optim.Optimizer, sparsity.Engine]:
+        net = network()
+        sparsity.sparsify(net, 0.6)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        return net, optimizer, sparsity.save_with_optimizer(sparsity.rigl(net, optimizer, every=2))
+
+    net, optimizer, engine = start()
+    train(net, optimizer, range(3))
+    optimizer.zero_grad()
+    weights, state = copy.deepcopy(get_state_dict(net, optimizer))
+    again, other, resumed = start()
+    with pytest.warns(SparsityWarning, match="saved without the state of an engine"):
+        set_state_dict(again, other, model_state_dict=weights, optim_state_dict=state)
+    resumed.load_state_dict(engine.state_dict())
+    for each in ((net, optimizer), (again, other)):
+        train(*each, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 def test_states_of_other_optimizers() -> None:
