@@ -120,18 +120,17 @@ def total(numbers: Tensor, groups: Sequence[Any]) -> Tensor:
     return numbers
 
 
-def before(numbers: Tensor, groups: Sequence[Any]) -> Tensor:
-    """Return, for each ``numbers[i]``, the sum of those in the processes of ``groups[i]`` that come before this one."""
-    result = torch.zeros_like(numbers)
+def running(numbers: Tensor, groups: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Return, for each ``numbers[i]``, the sums over the processes of ``groups[i]`` before this one, and over all."""
+    before, everywhere = torch.zeros_like(numbers), numbers.clone()
     for group in _distinct(groups):
         columns = [i for i, each in enumerate(groups) if each is group]
         own = numbers[columns].contiguous()
         parts = [torch.empty_like(own) for _ in range(distributed.get_world_size(group))]
         distributed.all_gather(parts, own, group=group)
-        place = distributed.get_rank(group)
-        if place:
-            result[columns] = torch.stack(parts[:place]).sum(0)
-    return result
+        sums = torch.stack([torch.zeros_like(own), *parts]).cumsum(0)
+        before[columns], everywhere[columns] = sums[distributed.get_rank(group)], sums[-1]
+    return before, everywhere
 
 
 def host(numbers: Sequence[Tensor], groups: Sequence[Any]) -> list[int]:

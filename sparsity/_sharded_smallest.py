@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity._sharded import aligned, before, group_of, joined, local, total
+from sparsity._sharded import aligned, group_of, joined, local, running, total
 
 _DIGIT = 11  # bits: counts of 16 KB, three rounds for 32 bits and six for 64
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -30,53 +30,72 @@ def smallest_of(scores: Sequence[Tensor], count: int, among: Sequence[Tensor]) -
         among: Bool tensors of the same shapes, sharded by rows, or plain and the same everywhere.
     """
     groups = [group_of(each) for each in among]
-    places = [local(each).reshape(-1) for each in among]
-    keys = [_keys(aligned(score, each)) for score, each in zip(scores, among, strict=True)]
+    scores = [_floats(aligned(score, each)) for score, each in zip(scores, among, strict=True)]
     # Computed on one device; the choice goes back to where each tensor lies.
-    device = keys[0].device
-    keys, places = [key.to(device) for key in keys], [each.to(device) for each in places]
-    threshold, missing = _threshold(keys, count, places, groups)
-    chosen = [(key < threshold).logical_and_(each) for key, each in zip(keys, places, strict=True)]
-    tied = [(key == threshold).logical_and_(each) for key, each in zip(keys, places, strict=True)]
-    numbers = torch.stack([each.sum() for each in tied])
-    offsets = before(numbers, groups)
-    totals = total(numbers.clone(), groups)
-    for one, equal, offset, number in zip(chosen, tied, offsets, totals, strict=True):
-        one.logical_or_(equal.logical_and_(equal.cumsum(0) + offset <= missing))
-        missing = missing - number
+    device = scores[0].device
+    scores = [score.to(device) for score in scores]
+    places = [local(each).reshape(-1).to(device) for each in among]
+    keys = [_keys(score[each]) for score, each in zip(scores, places, strict=True)]
+    threshold, missing, ties = _order_statistic(keys, count, groups)
+    value = _keys_back(threshold, scores[0].dtype)
+    chosen = []
+    for score, each, own, take in zip(scores, places, ties.tolist(), _takes(ties, missing, groups), strict=True):
+        one = ((score <= value) if take else (score < value)).logical_and_(each)
+        if 0 < take < own:
+            equal = (score == value).logical_and_(each)
+            one.logical_and_((equal.cumsum(0) <= take).logical_or_(~equal))
+        chosen.append(one)
     return [joined(one.to(each.device).view(local(each).shape), each) for one, each in zip(chosen, among, strict=True)]
 
 
-def _keys(score: Tensor) -> Tensor:
-    """Return integers in the order of the local scores, flat and equal where the scores are equal."""
+def _floats(score: Tensor) -> Tensor:
     part = local(score).reshape(-1)
-    if part.dtype not in _INTEGER:
-        part = part.float()
-    part = part + 0.0  # a zero has one sign then
-    bits = part.view(_INTEGER[part.dtype])
+    return part if part.dtype in _INTEGER else part.float()
+
+
+def _keys(floats: Tensor) -> Tensor:
+    """Return integers in the order of floats, equal where those are equal."""
+    floats = floats + 0.0  # a zero has one sign then
+    return _turned(floats.view(_INTEGER[floats.dtype]))
+
+
+def _keys_back(keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the floats of `_keys`."""
+    return _turned(keys).view(dtype)
+
+
+def _turned(bits: Tensor) -> Tensor:
     # Of negative numbers the bits beside the sign are turned round, since their order is that of the magnitude.
-    return bits ^ ((bits >> (bits.itemsize * 8 - 1)) & torch.iinfo(bits.dtype).max)
+    signs = (bits >> (bits.itemsize * 8 - 1)).bitwise_and_(torch.iinfo(bits.dtype).max)
+    return signs.bitwise_xor_(bits)
 
 
-def _threshold(
-    keys: Sequence[Tensor], count: int, among: Sequence[Tensor], groups: Sequence[Any]
-) -> tuple[Tensor, Tensor]:
-    """Return the ``count``-th smallest key, and how many of that value belong to the ``count`` smallest."""
+def _takes(ties: Tensor, missing: Tensor, groups: Sequence[Any]) -> list[int]:
+    """Return how many of this process's ties belong to the smallest, given how many of all do."""
+    numbers = torch.stack([*running(ties, groups), ties]).tolist()
+    left, takes = int(missing), []
+    for earlier, everywhere, own in zip(*numbers, strict=True):
+        takes.append(min(max(left - earlier, 0), own))
+        left -= everywhere
+    return takes
+
+
+def _order_statistic(keys: Sequence[Tensor], count: int, groups: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ``count``-th smallest key, how many like it are among the ``count`` smallest, and are here in each."""
     width = keys[0].itemsize * 8
-    candidates = [key[each] for key, each in zip(keys, among, strict=True)]
     rank = torch.tensor(count, device=keys[0].device)
     threshold = torch.zeros((), dtype=keys[0].dtype, device=keys[0].device)
     for low, bits in _digits(width):
-        digits = [_digit(each, low, bits, width) for each in candidates]
+        digits = [_digit(each, low, bits, width) for each in keys]
         counts = torch.stack([torch.bincount(each, minlength=1 << bits) for each in digits], 1)
         reached = total(counts, groups).sum(1).cumsum(0)
         digit = (reached < rank).sum()
         rank = rank - torch.where(digit > 0, reached[digit - 1], 0)
-        candidates = [each[own == digit] for each, own in zip(candidates, digits, strict=True)]
+        keys = [each[own == digit] for each, own in zip(keys, digits, strict=True)]
         # The first digit was shifted to start at zero; adding wraps around to the sign.
         value = digit - (1 << (bits - 1)) if low + bits == width else digit
         threshold = threshold + (value.to(threshold.dtype) << low)
-    return threshold, rank
+    return threshold, rank, torch.tensor([len(each) for each in keys], device=threshold.device)
 
 
 def _digits(width: int) -> Iterator[tuple[int, int]]:

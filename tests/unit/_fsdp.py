@@ -23,7 +23,8 @@ def by_row(layer: Layer) -> Tensor:
 
 def noisy(layer: Layer) -> Tensor:
     """A score of a user's own that draws for the whole weight."""
-    return torch.rand(layer.mask.shape, generator=layer.generator) + (layer.mask.shape[0] > 1)
+    drawn = torch.rand(layer.mask.shape, generator=layer.generator, device=layer.mask.device)
+    return drawn + (layer.mask.shape[0] > 1)
 
 
 def own(net: nn.Module, optimizer: Any) -> sparsity.Engine:
@@ -91,16 +92,25 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def whole(tensor: Any) -> Tensor:
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+    """Return a copy of all of a tensor, on the CPU."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone().cpu()
 
 
 class Run:
-    """Trains one model, in one process or as one of several; ``micro`` and ``clip`` say how."""
+    """Trains one model, in one process or as one of several."""
 
-    def __init__(self, method: str, rank: int = 0, ranks: int = 1, mesh: Any = None, momentum: float | None = None):
-        self.net: Any = network()
-        self.rank, self.ranks = rank, ranks
-        if ranks > 1:
+    def __init__(
+        self,
+        method: str,
+        rank: int = 0,
+        ranks: int = 1,
+        mesh: Any = None,
+        momentum: float | None = None,
+        device: str = "cpu",
+    ):
+        self.net: Any = network().to(device)
+        self.rank, self.ranks, self.device = rank, ranks, device
+        if ranks > 1 or mesh is not None:
             shard(self.net, mesh)
         parameters = self.net.parameters()
         self.optimizer: Any = (
@@ -120,12 +130,12 @@ class Run:
         discard: bool = False,
     ) -> Run:
         for step in range(self.engine.step, stop):
-            images, labels = (each.chunk(self.ranks)[self.rank] for each in batch(step))
+            images, labels = (each.chunk(self.ranks)[self.rank].to(self.device) for each in batch(step))
             if discard:
                 self.net(images.square()).exp().sum().backward()
                 self.optimizer.zero_grad(set_to_none=zero)
             for number, (x, y) in enumerate(zip(images.chunk(micro), labels.chunk(micro), strict=True)):
-                if self.ranks > 1:
+                if micro > 1 and hasattr(self.net, "set_requires_gradient_sync"):
                     self.net.set_requires_gradient_sync(not late or number == micro - 1)
                 (nn.functional.cross_entropy(self.net(x), y) / micro).backward()
             if clip is not None:

@@ -140,7 +140,7 @@ def full_states(rank: int) -> tuple[Any, bool]:
 
 def compiled(rank: int, ranks: int) -> dict[str, Any]:
     trained = Run.__new__(Run)
-    trained.net, trained.rank, trained.ranks = network(), rank, ranks
+    trained.net, trained.rank, trained.ranks, trained.device = network(), rank, ranks, "cpu"
     if ranks > 1:
         for block in trained.net:
             block.compile(backend="aot_eager")
@@ -153,7 +153,7 @@ def compiled(rank: int, ranks: int) -> dict[str, Any]:
 def partly_trained(rank: int, ranks: int) -> dict[str, Any]:
     """One weight is frozen, and its optimizer does not hold it; updates are recorded."""
     trained = Run.__new__(Run)
-    trained.net, trained.rank, trained.ranks = network(), rank, ranks
+    trained.net, trained.rank, trained.ranks, trained.device = network(), rank, ranks, "cpu"
     trained.net[1].requires_grad_(False)
     history = sparsity.History(sparsity.masks_of(trained.net), explored=True)
     if ranks > 1:
