@@ -20,6 +20,8 @@ _KINDS = {
     "optical_flow": torchvision.models.optical_flow,
 }
 _INCEPTION = {"inception_v3": 299}
+# With real numbers, attention over large images takes tens of gigabytes; a multiple of patches of 12, 14 and 16 pixels.
+_LARGE, _SMALLER = 448, 336
 _FLOW = 128  # the smallest image of RAFT
 
 
@@ -51,6 +53,9 @@ def _timm(name: str) -> nn.Module:
 def _timm_inputs(model: nn.Module) -> Inputs:
     config: Any = model.pretrained_cfg
     channels, *size = config["input_size"]
+    takes_any = config.get("min_input_size") is not None and not config.get("fixed_input_size")
+    if takes_any and max(size) > _LARGE and not next(model.parameters()).is_meta:
+        size = [_SMALLER] * 2
     return partial(_normal, model, (channels, *size))
 
 
