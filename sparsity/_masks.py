@@ -175,7 +175,9 @@ class Masks(Mapping[str, Tensor]):
         return masks_text(self.layers, self.left)
 
     def __repr__(self) -> str:
-        return f"<Masks of {len(self)} weights, sparsity {self.sparsity:.4f}>"
+        # Debuggers and tracebacks ask for this in one process only, and counting would wait for the others.
+        sharded = any(weight.holder.sharded is not None for weight in self.weights.values())
+        return f"<Masks of {len(self)} weights, {'sharded' if sharded else f'sparsity {self.sparsity:.4f}'}>"
 
     def _repr_html_(self) -> str:
         return masks_html(self.layers, self.left)

@@ -128,6 +128,7 @@ class Run:
         clip: float | None = None,
         zero: bool = True,
         discard: bool = False,
+        keep: bool = False,
     ) -> Run:
         for step in range(self.engine.step, stop):
             images, labels = (each.chunk(self.ranks)[self.rank].to(self.device) for each in batch(step))
@@ -135,6 +136,9 @@ class Run:
                 self.net(images.square()).exp().sum().backward()
                 self.optimizer.zero_grad(set_to_none=zero)
             for number, (x, y) in enumerate(zip(images.chunk(micro), labels.chunk(micro), strict=True)):
+                if keep and hasattr(self.net, "set_reshard_after_backward"):  # weights stay whole until the last one
+                    self.net.set_reshard_after_forward(False)
+                    self.net.set_reshard_after_backward(number == micro - 1)
                 if micro > 1 and hasattr(self.net, "set_requires_gradient_sync"):
                     self.net.set_requires_gradient_sync(not late or number == micro - 1)
                 (nn.functional.cross_entropy(self.net(x), y) / micro).backward()

@@ -16,6 +16,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "accumulated": {"micro": 3},
     "synchronised each time": {"micro": 3, "late": False},
     "clipped": {"clip": 0.05},
+    "kept whole": {"micro": 3, "keep": True},
     "zeroed": {"micro": 2, "late": False, "zero": False},
     "discarded": {"micro": 2, "late": False, "discard": True},
     "discarded by zeros": {"micro": 2, "late": False, "zero": False, "discard": True},

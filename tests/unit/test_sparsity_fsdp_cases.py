@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 import sparsity
 from sparsity import Layer, Rule, SparsityError, SparsityWarning
@@ -46,7 +49,10 @@ def parts(rank: int) -> dict[str, Any]:
     net = network()
     first = sparsity.masks_of(net)
     expected = {path: mask.clone() for path, mask in first.items()}
+    unsharded = weakref.ref(first.weights["1.0.weight"].parameter)
     shard(net)
+    gc.collect()
+    freed = unsharded() is None
     optimizer = sgd(net)
     engine = sparsity.rigl(net, optimizer, every=2)
     backward(net, rank)
@@ -57,6 +63,8 @@ def parts(rank: int) -> dict[str, Any]:
     held: dict[str, Any] = {path: (mask, first.weights[path].parameter) for path, mask in engine.masks.items()}
     return {
         "masked": masked,
+        "freed": freed,
+        "text": repr(first) if rank == 0 else "",  # by one process alone
         "masks": {path: whole(mask) for path, mask in engine.masks.items()},
         "expected": expected,
         "shapes": {path: [tuple(each._local_tensor.shape) for each in pair] for path, pair in held.items()},
@@ -199,7 +207,7 @@ def lost(rank: int, folder: Path) -> list[str]:
 
 
 def refused(rank: int) -> dict[str, str]:
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import Shard
 
     def differing() -> None:
@@ -326,6 +334,24 @@ def deferred(rank: int, folder: Path) -> dict[str, Any]:
     return {**results, "trained": {path: whole(mask) for path, mask in trained.engine.masks.items()}}
 
 
+def tied(rank: int, ranks: int) -> dict[str, Any]:
+    """Two layers share a weight and its mask."""
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 9)).double()
+    net[2].weight = net[0].weight
+    sparsity.sparsify(net, 0.7)
+    if ranks > 1:
+        fully_shard(net, mesh=mesh())
+    optimizer = sgd(net)
+    engine = sparsity.rigl(net, optimizer, every=1)
+    for step in range(5):
+        inputs = torch.randn(8, 9, generator=torch.Generator().manual_seed(step), dtype=torch.double)
+        net(inputs.chunk(ranks)[rank]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {path: whole(mask) for path, mask in engine.masks.items()}
+
+
 def everything(rank: int, folder: Path) -> dict[str, Any]:
     """What the tests look at, all in one start of processes, because that takes longer than training."""
     return {
@@ -341,6 +367,7 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
         "refused": refused(rank),
         "scaled": scaled(rank),
         "selected": selected(rank),
+        "tied": tied(rank, 2),
         "deferred": deferred(rank, folder),
     }
 
@@ -354,8 +381,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_each_process_holds_its_rows(pair: list[dict[str, Any]]) -> None:
     rows = {"0.0.weight": (4, 3), "1.0.weight": (8, 8), "2.0.weight": (1, 0), "2.1.weight": (3, 2)}
+    assert pair[0]["parts"]["text"] == "<Masks of 4 weights, sharded>"
     for rank, results in enumerate(pair):
         held = results["parts"]
+        assert held["freed"]
         for path in PATHS:
             mask, weight = held["shapes"][path]
             assert mask == weight
@@ -451,6 +480,13 @@ def test_models_that_no_process_holds(pair: list[dict[str, Any]]) -> None:
             assert all(torch.equal(found[how][path], expected[path]) for path in PATHS)
             assert found[f"{how} zeros"]
             assert found[f"{how} update"] == 1
+
+
+def test_tied_weights(pair: list[dict[str, Any]]) -> None:
+    one = tied(0, 1)
+    assert list(one) == ["0.weight"]
+    for results in pair:
+        assert torch.equal(results["tied"]["0.weight"], one["0.weight"])
 
 
 def test_a_scaler_that_skips_steps(pair: list[dict[str, Any]]) -> None:
