@@ -70,8 +70,10 @@ class GradientMask:
         self.parameter = parameter
         self.collector: weakref.ref[ShardedGradient] | None = None
         self._holder = holder
-        if parameter.requires_grad:  # else it takes no hook, and gets no gradient
-            parameter.register_post_accumulate_grad_hook(self)
+        # A frozen weight takes no hook, but may be trained later.
+        frozen = not parameter.requires_grad
+        parameter.requires_grad_(True).register_post_accumulate_grad_hook(self)
+        parameter.requires_grad_(not frozen)
 
     @torch.no_grad()
     def __call__(self, parameter: Tensor) -> None:

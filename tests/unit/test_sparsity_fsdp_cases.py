@@ -159,17 +159,19 @@ def compiled(rank: int, ranks: int) -> dict[str, Any]:
 
 
 def partly_trained(rank: int, ranks: int) -> dict[str, Any]:
-    """One weight is frozen, and its optimizer does not hold it; updates are recorded."""
+    """One block is frozen in the first steps; updates are recorded."""
     trained = Run.__new__(Run)
     trained.net, trained.rank, trained.ranks, trained.device = network(), rank, ranks, "cpu"
     trained.net[1].requires_grad_(False)
     history = sparsity.History(sparsity.masks_of(trained.net), explored=True)
     if ranks > 1:
         shard(trained.net)
-    trained.optimizer = torch.optim.AdamW([p for p in trained.net.parameters() if p.requires_grad], lr=0.01)
+    trained.optimizer = torch.optim.AdamW(trained.net.parameters(), lr=0.01)
     trained.engine = sparsity.rigl(trained.net, trained.optimizer, every=2, callback=history)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sparsity.NoEffectWarning)
+        trained.steps(3)
+        trained.net[1].requires_grad_(True)
         result = trained.steps().result()
     return {**result, "text": str(history)}
 
@@ -441,6 +443,13 @@ def test_like_one_process(name: str, train: Any, pair: list[dict[str, Any]]) -> 
     one = train(0, 1)
     assert_like_one_process([results[name] for results in pair], one)
     assert all(results[name].get("text") == one.get("text") for results in pair)
+
+
+def test_a_first_step_of_rate_zero_counts() -> None:
+    trained = Run("rigl")
+    for group in trained.optimizer.param_groups:
+        group["lr"] = 0.0
+    assert trained.steps(1).engine.step == 1
 
 
 def test_memory_that_a_checkpoint_would_lose(pair: list[dict[str, Any]]) -> None:
