@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity._distributed import agree_on, average, size_of
+from sparsity._distributed import agree_on, average, in_any, size_of
 from sparsity._errors import EngineError
 from sparsity._gradient import DenseGradient
 from sparsity._masks import MaskedWeight
-from sparsity._sharded import aligned, is_sharded
+from sparsity._sharded import aligned, group_of, host, is_sharded, local
 from sparsity._sharded_gradient import ShardedGradient
 
 
@@ -48,10 +48,13 @@ class Collection:
             EngineError: A gradient didn't come from a backward pass since this was opened, or only in some processes.
         """
         gradients = {p: each.total for p, each in self._collectors.items() if each.total is not None}
-        present = {path: weight.parameter.grad is not None for path, weight in self._weights.items()}
+        collected = {path: path in gradients for path in self._weights}
         self.close()
+        device = next(iter(self._weights.values())).holder.mask.device
         if size_of(self._group) > 1:
-            device = next(iter(self._weights.values())).holder.mask.device
+            collected = in_any(collected, self._group, device)
+        present = {p: has_gradient(w) and (collected[p] or _is_nonzero(w)) for p, w in self._weights.items()}
+        if size_of(self._group) > 1:
             agree_on(present, self._group, device)
             for path, weight in self._weights.items():
                 # A weight that only other processes used in this step has its gradient from them.
@@ -78,6 +81,17 @@ class Collection:
         for path, total in state.items():
             if path in self._collectors:
                 self._collectors[path].total = aligned(total.detach().clone(), self._weights[path].parameter.detach())
+
+
+def has_gradient(weight: MaskedWeight) -> bool:
+    """Tell whether a weight is trained and has a gradient."""
+    return weight.parameter.requires_grad and weight.parameter.grad is not None
+
+
+def _is_nonzero(weight: MaskedWeight) -> bool:
+    # Zeros that nobody collected are what zero_grad(set_to_none=False) leaves of a weight that is not used.
+    gradient = weight.parameter.grad
+    return gradient is not None and bool(host([local(gradient).any()], [group_of(gradient)])[0])
 
 
 def _collector(weight: MaskedWeight) -> DenseGradient | ShardedGradient:

@@ -39,6 +39,13 @@ def agree_on(facts: Mapping[str, bool], group: Any, device: torch.device) -> dic
     return dict(facts)
 
 
+def in_any(facts: Mapping[str, bool], group: Any, device: torch.device) -> dict[str, bool]:
+    """Return which ``facts`` are true in at least one process."""
+    votes = torch.tensor(list(facts.values()), dtype=torch.int32, device=device)
+    distributed.all_reduce(votes, group=group)
+    return dict(zip(facts, (votes > 0).tolist(), strict=True))
+
+
 def average(tensors: Sequence[Tensor], group: Any) -> None:
     """Set tensors to their means over all processes, in place."""
     size = size_of(group)

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from sparsity._attachment import check, claim, innermost, release
-from sparsity._collection import Collection
+from sparsity._collection import Collection, has_gradient
 from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
 from sparsity._layer import Layer
-from sparsity._optimizer_state import clear, state_of, warn_of_unclear
+from sparsity._optimizer_state import clear, forget_curvature, state_of, warn_of_unclear
 from sparsity._rehearsal import is_rehearsal
 from sparsity._report import Rewiring
 from sparsity._rewire import Choice
@@ -196,6 +197,7 @@ class Engine:
             if sharded is not None:
                 check_same_seed(self._seed, self._group, sharded.device)
 
+    @_disable_dynamo
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         rule = self._rule
         self._rehearses = is_rehearsal(optimizer)
@@ -218,6 +220,7 @@ class Engine:
             return args, {**kwargs, "closure": closure_then_work}
         return (args[0], closure_then_work, *args[2:]), kwargs
 
+    @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # Masked gradients and states keep zeros at zero under elementwise optimizers only, not under Muon or SOAP.
         self.masks.apply()
@@ -242,7 +245,7 @@ class Engine:
         layers = [
             self._layer(optimizer, path, step, dense.get(path))
             for path, weight in self.masks.weights.items()
-            if weight.parameter.grad is not None
+            if (path in dense if rule.dense else has_gradient(weight))
         ]
         if rule.observe is not None:
             for layer in layers:
@@ -278,6 +281,7 @@ class Engine:
         choices = rule.scope(layers, amounts, drop, rule.grow, rule.regrow)
         for layer, choice in zip(layers, choices, strict=True):
             self._apply(optimizer, layer, choice, rule)
+        forget_curvature(optimizer)
         self._report(rule, step, layers, choices, active)
         self.check_processes()
 
@@ -309,7 +313,7 @@ class Engine:
         for tensor in (parameter, parameter.grad):
             if tensor is not None:
                 local(tensor).masked_fill_(places.to(tensor.device), 0)
-        clear(parameter, state, places)
+        clear(optimizer, parameter, places)
         self._warned = self._warned or warn_of_unclear(path, parameter, state, type(optimizer).__name__)
 
 

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sparsity._errors import SparsityWarning
 from sparsity._sharded import local
 
+# States of single weights that an optimizer starts with something else than zero.
+_INITIAL: dict[tuple[str, str], Callable[[Mapping[str, Any]], Any]] = {
+    ("Rprop", "step_size"): lambda group: group["lr"],
+    ("RMSpropTF", "square_avg"): lambda group: 1.0,
+}
+_CURVATURE = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al")
 
-def clear(parameter: Tensor, state: Mapping[str, Any], places: Tensor) -> None:
-    """Set the state of single weights to zero at the given places, in place.
 
-    That is every floating-point tensor of the weight's shape. Numbers, and statistics of whole rows or columns as of
-    Adafactor, are no state of single weights and stay.
+def clear(optimizer: Optimizer, parameter: Tensor, places: Tensor) -> None:
+    """Set the state of single weights to what it is at first, at the given places and in place.
+
+    That is every floating-point tensor of the weight's shape, and zero in nearly all optimizers. Numbers, and
+    statistics of whole rows or columns as of Adafactor, are no state of single weights and stay.
     """
     shape, places = local(parameter).shape, local(places)
-    for tensor in state.values():
+    for name, tensor in state_of(optimizer, parameter).items():
         if isinstance(tensor, Tensor) and local(tensor).shape == shape and tensor.is_floating_point():
-            local(tensor).masked_fill_(places.to(tensor.device), 0)
+            initial = _INITIAL.get((type(optimizer).__name__, name))
+            value = 0 if initial is None else float(initial(_group_of(optimizer, parameter)))
+            local(tensor).masked_fill_(places.to(tensor.device), value)
+
+
+def forget_curvature(optimizer: Optimizer) -> None:
+    """Let LBFGS start anew: what it knows of the loss's curvature is of the weights that were active before."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        for state in optimizer.state.values():
+            for name in _CURVATURE:
+                state.pop(name, None)
+            state["n_iter"] = 0
 
 
 def warn_of_unclear(path: str, parameter: Tensor, state: Mapping[str, Any], optimizer: str) -> bool:
@@ -49,6 +68,10 @@ def warn_of_unclear(path: str, parameter: Tensor, state: Mapping[str, Any], opti
     return bool(unclear)
 
 
-def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Mapping[str, Any]:
+def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
     """Return what ``optimizer`` remembers of ``parameter``, without making an entry for it."""
     return optimizer.state.get(parameter, {})
+
+
+def _group_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
+    return next(group for group in optimizer.param_groups if any(each is parameter for each in group["params"]))

@@ -434,3 +434,88 @@ def test_states_of_other_optimizers() -> None:
     with pytest.raises(EngineError, match="holds 2 engines, but 1 are attached"):
         optimizer.load_state_dict(state)
     assert engine.step == 2
+
+
+def _two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
+
+
+def _inputs(seed: int) -> Tensor:
+    return torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_grown_weights_start_with_the_first_step_size_of_rprop() -> None:
+    net = _two_layers()
+    masks = sparsity.sparsify(net, 0.6)
+    optimizer = torch.optim.Rprop(net.parameters(), lr=0.01)
+    before, sizes = {}, []
+
+    def look(_: sparsity.Rewiring) -> None:
+        for path, weight in masks.weights.items():
+            sizes.extend(optimizer.state[weight.parameter]["step_size"][before[path] ^ masks[path]].tolist())
+
+    sparsity.rigl(net, optimizer, every=3, callback=look)
+    for step in range(4):
+        before = {path: mask.clone() for path, mask in masks.items()}
+        optimizer.zero_grad()
+        net(_inputs(step)).square().sum().backward()
+        optimizer.step()
+    assert {round(size, 6) for size in sizes} == {0.01}
+
+
+def test_lbfgs_forgets_its_curvature_at_an_update() -> None:
+    net = _two_layers()
+    sparsity.sparsify(net, 0.6)
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=1.0, max_iter=5)
+    sparsity.rigl(net, optimizer, every=3)
+    x, y = _inputs(0), torch.randint(3, (8,), generator=torch.Generator().manual_seed(0))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    losses = [float(optimizer.step(closure).detach()) for _ in range(10)]  # pyright: ignore[reportArgumentType]
+    assert max(losses[3:]) < losses[0]
+
+
+@pytest.mark.parametrize("how", ["unused", "frozen"])
+def test_zeros_that_are_left_of_a_gradient_are_none(how: str) -> None:
+    net = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})
+    sparsity.sparsify(net, 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    engine = sparsity.rigl(net, optimizer, every=2)
+
+    def step(number: int) -> None:
+        optimizer.zero_grad(set_to_none=False)
+        y = net["a"](_inputs(number))
+        if how == "frozen" or number != 2:
+            y = net["b"](y)
+        y.square().sum().backward()
+        optimizer.step()
+
+    step(0)
+    step(1)
+    if how == "frozen":
+        net["b"].requires_grad_(False)
+    with pytest.warns(sparsity.NoEffectWarning, match="'b.weight'"):
+        step(2)
+    assert engine.last is not None
+    assert list(engine.last.grown) == ["a.weight"]
+
+
+def test_compiled_optimizer_step() -> None:
+    net = _two_layers()
+    sparsity.sparsify(net, 0.6)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    engine = sparsity.rigl(net, optimizer, every=2)
+    step = torch.compile(optimizer.step, backend="eager")
+    for number in range(5):
+        optimizer.zero_grad()
+        net(_inputs(number)).square().sum().backward()
+        step()
+    assert engine.step == 5
+    assert engine.last is not None
+    assert engine.last.step == 4
