@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+import fxsplit
 import sparsity
 from sparsity import Layer, Rule, SparsityError, SparsityWarning
 from sparsity._distributed import digests
@@ -354,6 +355,26 @@ def tied(rank: int, ranks: int) -> dict[str, Any]:
     return {path: whole(mask) for path, mask in engine.masks.items()}
 
 
+def split(rank: int, ranks: int) -> dict[str, Any]:
+    """A trunk with three heads, each sharded for itself, rewired as NeuroTrails does."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
+    net: Any = nn.Sequential(*layers).double()
+    net = fxsplit.neurotrailify(net, "2", heads=3, sparsity=0.7, example=torch.randn(4, 12).double())
+    if ranks > 1:
+        for part in (net.trunk, *net.heads.children()):
+            fully_shard(part, mesh=mesh())
+        fully_shard(net, mesh=mesh())
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    engine = sparsity.trails(net, optimizer, 20, "paper-cifar", every=2)
+    for step in range(6):
+        images, labels = (each.chunk(ranks)[rank] for each in batch(step))
+        nn.functional.cross_entropy(net(images.flatten(1)[:, :12]), labels % 4).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"masks": {path: whole(mask) for path, mask in engine.masks.items()}, "last": engine.last}
+
+
 def everything(rank: int, folder: Path) -> dict[str, Any]:
     """What the tests look at, all in one start of processes, because that takes longer than training."""
     return {
@@ -370,6 +391,7 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
         "scaled": scaled(rank),
         "selected": selected(rank),
         "tied": tied(rank, 2),
+        "split": split(rank, 2),
         "deferred": deferred(rank, folder),
     }
 
@@ -496,6 +518,14 @@ def test_tied_weights(pair: list[dict[str, Any]]) -> None:
     assert list(one) == ["0.weight"]
     for results in pair:
         assert torch.equal(results["tied"]["0.weight"], one["0.weight"])
+
+
+def test_trunk_and_heads(pair: list[dict[str, Any]]) -> None:
+    one = split(0, 1)
+    assert any(path.startswith("heads.2.") for path in one["masks"])
+    for results in pair:
+        assert results["split"]["last"] == one["last"]
+        assert all(torch.equal(results["split"]["masks"][path], mask) for path, mask in one["masks"].items())
 
 
 def test_a_scaler_that_skips_steps(pair: list[dict[str, Any]]) -> None:
