@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
+from sparsity import _engine_state
 from sparsity._attachment import check, claim, innermost, release
 from sparsity._collection import Collection, has_gradient
 from sparsity._distributed import check_same, check_same_seed, size_of
@@ -29,7 +30,6 @@ from sparsity._steps import StepCount, left_out
 from sparsity._survey import count, survey, warn_of_empty
 
 Callback = Callable[[Rewiring], None]
-_STATE = ("step", "skipped", "seed", "memory", "collected", "tensors")
 Callbacks = Callback | Iterable[Callback] | None
 
 
@@ -138,12 +138,8 @@ class Engine:
         by whoever saves there. What a rule declares as its ``memory`` is in it from the start, as zeros, so that
         torch.distributed.checkpoint, which loads into tensors that are there, can load it into a new engine.
         """
-        memory = {path: {name: value.clone() for name, value in kept.items()} for path, kept in self._memory.items()}
-        for path, weight in self.masks.weights.items():
-            for name, dtype in self._rule.memory.items() if self._rule is not None else ():
-                kept = memory.setdefault(path, {})
-                if name not in kept:
-                    kept[name] = torch.zeros_like(weight.parameter, dtype=dtype, requires_grad=False)
+        declared = self._rule.memory if self._rule is not None else {}
+        memory = _engine_state.complete(self._memory, declared, self.masks.weights)
         collected = self._collection.state()
         return {
             "step": self.step,
@@ -151,29 +147,17 @@ class Engine:
             "seed": self._seed,
             "memory": memory,
             "collected": collected,
-            "tensors": [name for name, _, _ in _tensors(memory, collected)],
+            "tensors": _engine_state.names(memory, collected),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; load model and optimizer too, in any order.
 
         Raises:
-            EngineError: ``state`` is not from `state_dict`, or of an engine with other masks.
+            EngineError: ``state`` is not from `state_dict`, is of an engine with other masks, or lacks tensors that it
+                was saved with.
         """
-        wrong = set(state) ^ set(_STATE)
-        if wrong:
-            raise EngineError(f"Expected the state of an engine with {listed(_STATE)}, but {listed(wrong)} differ.")
-        tensors = list(_tensors(state["memory"], state["collected"]))
-        for _, path, value in tensors:
-            if path not in self.masks or value.shape != self.masks[path].shape:
-                raise EngineError(f"The state is of an engine with other masks: no {path!r} of {tuple(value.shape)}.")
-        lost = set(state["tensors"]) - {name for name, _, _ in tensors}
-        if lost:
-            raise EngineError(
-                f"The state was saved with {listed(sorted(lost))}, which it lacks now. torch.distributed.checkpoint "
-                "loads only what is in the state to load into: name what a rule of your own keeps in Rule(memory=...), "
-                "and save between two steps, not in the middle of an accumulation."
-            )
+        _engine_state.check(state, self.masks)
         self._steps = StepCount(int(state["step"]))
         self.skipped, self._seed = int(state["skipped"]), int(state["seed"])
         self._memory = {
@@ -315,17 +299,6 @@ class Engine:
                 local(tensor).masked_fill_(places.to(tensor.device), 0)
         clear(optimizer, parameter, places)
         self._warned = self._warned or warn_of_unclear(path, parameter, state, type(optimizer).__name__)
-
-
-def _tensors(
-    memory: Mapping[str, Mapping[str, Tensor]], collected: Mapping[str, Tensor]
-) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield name, path of the weight and value of every tensor in an engine's state."""
-    for path, kept in memory.items():
-        for name, value in kept.items():
-            yield f"memory of {path}: {name}", path, value
-    for path, value in collected.items():
-        yield f"collected of {path}", path, value
 
 
 def _several(callback: Callbacks) -> tuple[Callback, ...]:

@@ -27,8 +27,8 @@ class History:
     With ``explored`` it also keeps which weights have been active at any time. Their share of all maskable weights is
     the in-time over-parameterisation rate R_s of Liu et al. (2021, "Do we actually need dense over-parameterization?",
     sec. 3): 1 when every weight of the dense network has been tried. That takes one byte for each masked weight, on
-    the device of its mask, and as much in `state_dict`. Of a sharded model (``fully_shard``) each process keeps its rows
-    and counts are made together, so that all processes need the callback.
+    the device of its mask, and as much in `state_dict`. Of a sharded model (``fully_shard``) each process keeps its
+    rows and counts are made together, so that all processes need the callback.
 
     Attributes:
         masks: The masks, a live view.
