@@ -20,8 +20,8 @@ _KINDS = {
     "optical_flow": torchvision.models.optical_flow,
 }
 _INCEPTION = {"inception_v3": 299}
-# With real numbers, attention over large images takes tens of gigabytes; a multiple of patches of 12, 14 and 16 pixels.
-_LARGE, _SMALLER = 448, 336
+# With real numbers, attention over large images takes tens of gigabytes.
+_LARGE = 448
 _FLOW = 128  # the smallest image of RAFT
 
 
@@ -55,7 +55,7 @@ def _timm_inputs(model: nn.Module) -> Inputs:
     channels, *size = config["input_size"]
     takes_any = config.get("min_input_size") is not None and not config.get("fixed_input_size")
     if takes_any and max(size) > _LARGE and not next(model.parameters()).is_meta:
-        size = [_SMALLER] * 2
+        size = [384 if size[0] % 32 == 0 else 336] * 2  # of patches of 16 pixels in windows, or of 14 pixels
     return partial(_normal, model, (channels, *size))
 
 
