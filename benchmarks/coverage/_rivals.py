@@ -24,7 +24,8 @@ def feature_tracer(model: nn.Module, example: Any) -> nn.Module:
     from torchvision.models.feature_extraction import NodePathTracer
 
     tracer = NodePathTracer(autowrap_functions=get_notrace_functions(), leaf_modules=get_notrace_modules())
-    return fx.GraphModule(tracer.root, tracer.trace(model))
+    graph = tracer.trace(model)  # which sets the tracer's root
+    return fx.GraphModule(tracer.root, graph)
 
 
 def export(model: nn.Module, example: Any) -> nn.Module:

@@ -5,7 +5,12 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+import torch
+from torch import nn
+
 from benchmarks.coverage._measure import Plan, Row
+from benchmarks.coverage._rivals import RIVALS
 from benchmarks.coverage._run import Job, run
 
 NAMES = ["test_vit", "test_resnet", "test_mlp"]
@@ -35,3 +40,11 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     jobs = [("timm", name, Plan(real=True)) for name in (DEADLY, "test_vit")]
     rows = run(jobs, path, workers=1, limit=60, measure=_measure)
     assert rows == [done, {"zoo": "timm", "name": "test_vit", "real": True, "error": ""}]
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_rivals_trace_what_is_easy(rival: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    graph = RIVALS[rival](model, torch.randn(2, 3, 8, 8))
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.equal(graph(x), model(x))
