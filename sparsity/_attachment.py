@@ -71,6 +71,16 @@ def check(weights: Mapping[str, MaskedWeight], optimizer: Optimizer) -> None:
     """
     if not weights:
         raise EngineError("The model has no masks. Call sparsity.sparsify(model, sparsity) first.")
+    check_held(weights, optimizer)
+    check_unattached(weights)
+
+
+def check_held(weights: Mapping[str, MaskedWeight], optimizer: Optimizer) -> None:
+    """Check that ``optimizer`` holds all weights that are trained.
+
+    Raises:
+        EngineError: It does not.
+    """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [
         path for path, each in weights.items() if each.parameter.requires_grad and id(each.parameter) not in held
@@ -78,9 +88,8 @@ def check(weights: Mapping[str, MaskedWeight], optimizer: Optimizer) -> None:
     if missing:
         raise EngineError(
             f"The optimizer does not hold {listed(missing)}. Make it from the parameters of this model, or attach the "
-            "engine to the part of the model that it trains."
+            "engine to the part of the model that it trains; a parameter that was replaced since is another one."
         )
-    check_unattached(weights)
 
 
 def check_unattached(weights: Mapping[str, MaskedWeight]) -> None:

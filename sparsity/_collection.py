@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity._distributed import agree_on, average, in_any, size_of
+from sparsity._distributed import average, check_agreed, in_any, size_of
 from sparsity._errors import EngineError
 from sparsity._gradient import DenseGradient
 from sparsity._masks import MaskedWeight
@@ -55,7 +55,7 @@ class Collection:
             collected = in_any(collected, self._group, device)
         present = {p: has_gradient(w) and (collected[p] or _is_nonzero(w)) for p, w in self._weights.items()}
         if size_of(self._group) > 1:
-            agree_on(present, self._group, device)
+            check_agreed(present, self._group, device)
             for path, weight in self._weights.items():
                 # A weight that only other processes used in this step has its gradient from them.
                 if present[path] and path not in gradients:

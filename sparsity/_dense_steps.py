@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from sparsity._engine import Engine
 from sparsity._errors import EngineError
+from sparsity._schedule import is_due
 
 DenseSteps = Callable[[int], bool]
 
@@ -36,16 +37,12 @@ def updates(every: int = 100, until: int | None = None, begin: int = 0) -> Dense
     for name, value, least in (("every", every, 1), ("until", until, 1), ("begin", begin, 0)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise EngineError(f"{name} is a number of optimizer steps of at least {least}, got {value!r}.")
-
-    def dense(step: int) -> bool:
-        return step > 0 and step >= begin and (step - begin) % every == 0 and (until is None or step < until)
-
-    return dense
+    return lambda step: is_due(step, every, until, begin)
 
 
 def of(engine: Engine) -> DenseSteps:
     """In the steps in which ``engine`` computes them."""
-    rule = engine._rule
+    rule = engine.rule
 
     def dense(step: int) -> bool:
         return rule is not None and rule.dense and (rule.observe is not None or rule.due(step))

@@ -21,29 +21,30 @@ def size_of(group: Any) -> int:
     return distributed.get_world_size(group)
 
 
-def agree_on(facts: Mapping[str, bool], group: Any, device: torch.device) -> dict[str, bool]:
-    """Return ``facts`` after checking that all processes hold the same ones true.
+def check_agreed(facts: Mapping[str, bool], group: Any, device: torch.device) -> None:
+    """Check that all processes hold the same ``facts`` true.
 
     Raises:
         EngineError: Some fact is true in some processes only.
     """
     size = size_of(group)
-    votes = torch.tensor(list(facts.values()), dtype=torch.int32, device=device)
-    distributed.all_reduce(votes, group=group)
-    split = [name for name, number in zip(facts, votes.tolist(), strict=True) if 0 < number < size]
+    split = [name for name, number in _votes(facts, group, device).items() if 0 < number < size]
     if split:
         raise EngineError(
             f"{listed(split)} got a gradient in some of the {size} processes only. Synchronise gradients before the "
             "step, as DistributedDataParallel does."
         )
-    return dict(facts)
 
 
 def in_any(facts: Mapping[str, bool], group: Any, device: torch.device) -> dict[str, bool]:
     """Return which ``facts`` are true in at least one process."""
+    return {name: number > 0 for name, number in _votes(facts, group, device).items()}
+
+
+def _votes(facts: Mapping[str, bool], group: Any, device: torch.device) -> dict[str, int]:
     votes = torch.tensor(list(facts.values()), dtype=torch.int32, device=device)
     distributed.all_reduce(votes, group=group)
-    return dict(zip(facts, (votes > 0).tolist(), strict=True))
+    return dict(zip(facts, votes.tolist(), strict=True))
 
 
 def average(tensors: Sequence[Tensor], group: Any) -> None:

@@ -13,7 +13,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from sparsity import _engine_state
-from sparsity._attachment import check, claim, innermost, release
+from sparsity._attachment import check, check_held, claim, innermost, release
 from sparsity._collection import Collection, has_gradient
 from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
@@ -53,6 +53,7 @@ class Engine:
 
     Attributes:
         masks: The masks that the engine keeps, a live view.
+        rule: What an update does and when; None for fixed masks.
         skipped: Number of updates left out because a gradient or weight was not finite.
         last: What the latest update did, or None before the first.
 
@@ -78,12 +79,14 @@ class Engine:
         callback: Callbacks = None,
         group: Any = None,
     ) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise EngineError(f"seed is an int, got {seed!r}.")
         optimizer = innermost(optimizer)
         self.masks = shard_masks(model, group)
         self.skipped = 0
         self.last: Rewiring | None = None
         self._steps = StepCount()
-        self._rule = rule
+        self.rule = rule
         self._seed = seed
         self._callbacks = _several(callback)
         self._group = group
@@ -124,7 +127,12 @@ class Engine:
     @property
     def attached(self) -> bool:
         """Whether the optimizer still exists and runs this engine."""
-        return bool(self._handles) and self._optimizer() is not None
+        return bool(self._handles) and self.optimizer is not None
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that runs this engine, or did before `detach`; None once it is gone."""
+        return self._optimizer()
 
     @property
     def step(self) -> int:
@@ -138,7 +146,7 @@ class Engine:
         by whoever saves there. What a rule declares as its ``memory`` is in it from the start, as zeros, so that
         torch.distributed.checkpoint, which loads into tensors that are there, can load it into a new engine.
         """
-        declared = self._rule.memory if self._rule is not None else {}
+        declared = self.rule.memory if self.rule is not None else {}
         memory = _engine_state.complete(self._memory, declared, self.masks.weights)
         collected = self._collection.state()
         return {
@@ -183,7 +191,7 @@ class Engine:
 
     @_disable_dynamo
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        rule = self._rule
+        rule = self.rule
         self._rehearses = is_rehearsal(optimizer)
         if self._rehearses or rule is None or not self._works_at(rule) or left_out(optimizer):
             return None
@@ -218,13 +226,14 @@ class Engine:
 
     def _collect_if_due(self) -> None:
         self._collection.close()
-        if self._rule is not None and self._rule.dense and self._works_at(self._rule):
+        if self.rule is not None and self.rule.dense and self._works_at(self.rule):
             self._collection.open()
 
     @torch.no_grad()
     def _work(self, optimizer: Optimizer, rule: Rule) -> None:
         """Observe and update, as the rule wants it in this step."""
         step = self.step
+        check_held(self.masks.weights, optimizer)
         dense = self._collection.take(step) if rule.dense else {}
         layers = [
             self._layer(optimizer, path, step, dense.get(path))
@@ -304,4 +313,8 @@ class Engine:
 def _several(callback: Callbacks) -> tuple[Callback, ...]:
     if callback is None:
         return ()
-    return (callback,) if callable(callback) else tuple(callback)
+    several = tuple(callback) if isinstance(callback, Iterable) and not callable(callback) else (callback,)
+    wrong = [each for each in several if not callable(each)]
+    if wrong:
+        raise EngineError(f"callback is a function of a Rewiring, or several of them, got {wrong[0]!r}.")
+    return several

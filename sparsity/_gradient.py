@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsity._bits import kept
+
 _Key = tuple[torch.device, int]
 # By the storage of the mask and not by object, since compiled code hands over other tensor objects than eager code.
 _open: weakref.WeakValueDictionary[_Key, DenseGradient] = weakref.WeakValueDictionary()
@@ -94,8 +96,8 @@ def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
         collector = _open.get(_key(mask))
         if collector is not None:
             collector.add(gradient)
-    # Not a product: that would turn an infinite gradient of a masked weight into NaN.
-    return torch.where(mask, gradient, 0)
+    # A second derivative needs an operation that autograd knows.
+    return torch.where(mask, gradient, 0) if torch.is_grad_enabled() else kept(gradient, mask)
 
 
 # Compiled code calls the same function as one opaque operator, so that opening a collector changes nothing that a

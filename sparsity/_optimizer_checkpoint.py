@@ -42,7 +42,7 @@ def save_with_optimizer(engine: Engine) -> Engine:
         >>> sorted(optimizer.state_dict())
         ['param_groups', 'sparsity', 'state']
     """
-    optimizer = engine._optimizer()
+    optimizer = engine.optimizer
     if optimizer is None or not engine.attached:
         raise EngineError("The engine is not attached to an optimizer any more, so no state dict can hold its state.")
     engines = _saved.get(optimizer)

@@ -205,7 +205,10 @@ def _layers(masks: Masks, seed: int, loss: Callable[[], Tensor] | None) -> list[
         raise MaskError("The weights are on the meta device, without values to compare. Load them first.")
     gradients: Mapping[str, Tensor | None] = dict.fromkeys(parameters)
     if loss is not None:
-        found = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
+        value = loss()
+        if not value.requires_grad:
+            raise MaskError("The loss has no gradient. Compute it with gradients enabled, from outputs of the model.")
+        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
         gradients = dict(zip(parameters, found, strict=True))
         unused = [path for path, gradient in gradients.items() if gradient is None]
         if unused:

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsity._components import by_component
+from sparsity._table import bar, folded, html_table, text_table
 
 _FOLD_ABOVE = 30
-
-_CELL = "padding:1px 8px;text-align:right"
-_NAME = "padding:1px 8px;text-align:left;font-family:monospace"
+_HEADERS = ("weight", "shape", "nonzeros", "density")
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,8 @@ def masks_text(layers: Sequence[LayerDensity], left: Mapping[str, str]) -> str:
     """Return an aligned table of ``layers`` with their total, and what was left dense."""
     if not layers:
         return "no masks"
-    rows = [("weight", "shape", "nonzeros", "density")]
-    rows += [(each.path, _shape(each), f"{each.nonzeros:,}", f"{each.density:.4f}") for each in layers]
-    rows.append(_total_row(layers))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"{path:<{widths[0]}}  {shape:>{widths[1]}}  {nonzeros:>{widths[2]}}  {density:>{widths[3]}}"
-        for path, shape, nonzeros, density in rows
-    ]
-    return "\n".join([*lines, *(f"left dense: {path}: {reason}" for path, reason in left.items())])
+    table = text_table(_HEADERS, [*map(_cells, layers), _total_row(layers)])
+    return "\n".join([table, *(f"left dense: {path}: {reason}" for path, reason in left.items())])
 
 
 def masks_html(layers: Sequence[LayerDensity], left: Mapping[str, str]) -> str:
@@ -54,42 +46,23 @@ def masks_html(layers: Sequence[LayerDensity], left: Mapping[str, str]) -> str:
     if not layers:
         return "<p>no masks</p>"
     total = _total_row(layers)
-    titles = (("weight", _NAME), ("shape", _CELL), ("nonzeros", _CELL), ("density", _CELL), ("", _NAME))
-    header = "".join(f"<th style='{style}'>{title}</th>" for title, style in titles)
-    body = "".join(
-        _row((each.path, _shape(each), f"{each.nonzeros:,}", f"{each.density:.4f}"), each.density) for each in layers
-    )
-    foot = _row(total, float(total[3]))
-    table = (
-        f"<table style='border-collapse:collapse'><thead><tr>{header}</tr></thead>"
-        f"<tbody>{body}</tbody><tfoot>{foot}</tfoot></table>"
-    )
+    rows = [[*cells, bar(float(cells[3]))] for cells in (*map(_cells, layers), total)]
+    table = html_table([*_HEADERS, ""], rows[:-1], foot=rows[-1])
     if left:
         items = "".join(f"<li><code>{html.escape(path)}</code>: {html.escape(why)}</li>" for path, why in left.items())
         table += f"<p>left dense:</p><ul>{items}</ul>"
     if len(layers) <= _FOLD_ABOVE:
         return f"<div>{table}</div>"
-    summary = f"{html.escape(total[0])}: {total[2]} nonzeros, density {total[3]}"
-    return f"<details><summary>{summary}</summary>{table}</details>"
+    return folded(f"{total[0]}: {total[2]} nonzeros, density {total[3]}", table)
 
 
-def _shape(layer: LayerDensity) -> str:
-    return " x ".join(map(str, layer.shape))
+def _cells(layer: LayerDensity) -> tuple[str, str, str, str]:
+    return layer.path, " x ".join(map(str, layer.shape)), f"{layer.nonzeros:,}", f"{layer.density:.4f}"
 
 
 def _total_row(layers: Sequence[LayerDensity]) -> tuple[str, str, str, str]:
     nonzeros, total = sum(each.nonzeros for each in layers), sum(each.total for each in layers)
     return f"{len(layers)} masked weights", f"{total:,}", f"{nonzeros:,}", f"{nonzeros / total:.4f}"
-
-
-def _row(cells: tuple[str, str, str, str], density: float) -> str:
-    name, *numbers = map(html.escape, cells)
-    bar = (
-        "<div style='width:120px;background:#8883'>"
-        f"<div style='width:{120 * density:.0f}px;height:0.8em;background:#4a7fb5'></div></div>"
-    )
-    cells_html = "".join(f"<td style='{_CELL}'>{number}</td>" for number in numbers)
-    return f"<tr><td style='{_NAME}'>{name}</td>{cells_html}<td style='{_NAME}'>{bar}</td></tr>"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sparsity._errors import EngineError
 from sparsity._initial import Initial
 from sparsity._layer import Layer, Score
 from sparsity._rewire import Amount, Scope, per_layer
-from sparsity._schedule import Schedule
+from sparsity._schedule import Schedule, is_due
 
 Target = Callable[[int, str], int]
 
@@ -84,8 +84,7 @@ class Rule:
 
     def due(self, step: int) -> bool:
         """Tell whether optimizer step ``step``, counted from 0, makes an update; the very first step never does."""
-        after = step - self.begin
-        return step > 0 and after >= 0 and after % self.every == 0 and (self.until is None or step < self.until)
+        return is_due(step, self.every, self.until, self.begin)
 
     def share(self, step: int) -> float:
         """Return the fraction to replace at ``step``.

@@ -28,6 +28,11 @@ def cosine(fraction: float, until: int, floor: float = 0.0) -> Schedule:
     return lambda step: floor + (fraction - floor) / 2 * (1 + math.cos(math.pi * min(step / until, 1)))
 
 
+def is_due(step: int, every: int, until: int | None = None, begin: int = 0) -> bool:
+    """Tell whether optimizer step ``step``, counted from 0, makes an update; the very first step never does."""
+    return step > 0 and step >= begin and (step - begin) % every == 0 and (until is None or step < until)
+
+
 def schedule(fraction: float | Schedule, until: int | None) -> Schedule:
     """Return ``fraction`` as a schedule: itself if callable, else cosine to ``until``, or constant without an end.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _CELL = "padding:1px 8px;text-align:right"
 _NAME = "padding:1px 8px;text-align:left;font-family:monospace"
-_WIDTH, _HEIGHT = 140, 18
+_WIDTH, _HEIGHT, _BAR = 140, 18, 120
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def html_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "") -> str:
-    """Return rows as one table, the first column as names; text is escaped.
+def html_table(
+    headers: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "", foot: Sequence[Cell] | None = None
+) -> str:
+    """Return rows as one table, the first column as names and ``foot`` as the last row; text is escaped.
 
     Example:
         >>> "&lt;a&gt;" in html_table(["part", "weights"], [["<a>", "7"]])
@@ -46,12 +48,19 @@ def html_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], caption: 
     title = f"<caption style='caption-side:top;text-align:left'>{html.escape(caption)}</caption>" if caption else ""
     head = _line("th", headers)
     body = "".join(_line("td", row) for row in rows)
-    return f"<table style='border-collapse:collapse'>{title}<thead>{head}</thead><tbody>{body}</tbody></table>"
+    last = "" if foot is None else f"<tfoot>{_line('td', foot)}</tfoot>"
+    return f"<table style='border-collapse:collapse'>{title}<thead>{head}</thead><tbody>{body}</tbody>{last}</table>"
 
 
 def folded(summary: str, inside: str) -> str:
     """Return HTML that shows ``summary`` and, when it is clicked on, ``inside``."""
     return f"<details><summary>{html.escape(summary)}</summary>{inside}</details>"
+
+
+def bar(share: float) -> Markup:
+    """Draw a share of 1 as a bar."""
+    inside = f"<div style='width:{_BAR * share:.0f}px;height:0.8em;background:#4a7fb5'></div>"
+    return Markup(f"<div style='width:{_BAR}px;background:#8883'>{inside}</div>")
 
 
 def sparkline(values: Sequence[float]) -> Markup:

@@ -30,7 +30,7 @@ def training_plan(engine: Engine, steps: int) -> tuple[Phase, ...]:
         >>> training_plan(engine, steps=100)
         (Phase(steps=100, densities={'weight': Fraction(1, 4)}, dense_gradients=7),)
     """
-    start, rule = engine.step, engine._rule
+    start, rule = engine.step, engine.rule
     if steps < start:
         raise EngineError(f"The engine is at step {start}, so there is no training until step {steps} to plan.")
     if rule is not None and rule.scope is not per_layer:

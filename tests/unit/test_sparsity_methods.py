@@ -18,18 +18,7 @@ from sparsity._grow import gradient
 from sparsity._rewire import Amount
 from sparsity._schedule import constant, cosine, schedule
 from sparsity._smallest import smallest
-
-MASK = torch.tensor([[True, True, False], [False, True, True]])
-WEIGHT = torch.tensor([[3.0, -1.0, 0.0], [0.0, 2.0, -4.0]])
-
-
-def layer_by_hand() -> tuple[nn.Linear, sparsity.Masks]:
-    net = nn.Linear(3, 2, bias=False)
-    masks = sparsity.sparsify(net, 1 / 3)
-    masks["weight"].copy_(MASK)
-    with torch.no_grad():
-        masks.weights["weight"].parameter.copy_(WEIGHT)
-    return net, masks
+from tests.unit._by_hand import MASK, layer_by_hand
 
 
 def two_steps(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -137,6 +137,13 @@ def test_snip_needs_every_weight() -> None:
     assert sparsity.snip(net, 0.5, lambda: net[0](torch.ones(2)).sum(), skip=["1"]).nonzeros == 3
 
 
+def test_snip_needs_a_gradient() -> None:
+    net = two_layers()
+    with pytest.raises(MaskError, match="The loss has no gradient"):
+        sparsity.snip(net, 0.5, lambda: torch.zeros(()))
+    assert not sparsity.masks_of(net)
+
+
 def trained(net: nn.Module, **options: Any) -> tuple[sparsity.Engine, list[tuple[int, int]]]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     seen: list[tuple[int, int]] = []

@@ -15,25 +15,13 @@ from torch import nn
 import sparsity
 from sparsity import EngineError, Layer, Rule, drop, grow
 from sparsity._rewire import Amount, over_layers, per_layer
-
-MASK = torch.tensor([[True, True, False], [False, True, True]])
-WEIGHT = torch.tensor([[3.0, -1.0, 0.0], [0.0, 2.0, -4.0]])
-DENSE = torch.tensor([[1.0, 5.0, 3.0], [-2.0, -10.0, -6.0]])
+from tests.unit._by_hand import DENSE, MASK, WEIGHT, layer_by_hand
 
 
 def layer(weight=WEIGHT, mask=MASK, dense=DENSE, scale=1.0, path="weight", seed=0, memory=None) -> Layer:
     masked = None if dense is None else torch.where(mask, dense, 0) * scale
     generator = torch.Generator().manual_seed(seed)
     return Layer(path, weight, mask, dense, generator, masked, memory={} if memory is None else memory)
-
-
-def net_by_hand() -> tuple[nn.Linear, sparsity.Masks]:
-    net = nn.Linear(3, 2, bias=False)
-    masks = sparsity.sparsify(net, 1 / 3)
-    masks["weight"].copy_(MASK)
-    with torch.no_grad():
-        masks.weights["weight"].parameter.copy_(WEIGHT)
-    return net, masks
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer, x=(1.0, 5.0, 3.0), scale: float = 1.0) -> None:
@@ -105,7 +93,7 @@ def test_flipped_signs() -> None:
 
 
 def test_deep_r_by_hand() -> None:
-    net, masks = net_by_hand()
+    net, masks = layer_by_hand()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
     engine = sparsity.deep_r(net, optimizer)
     step(net, optimizer, (0.0, 0.0, 0.0))
@@ -131,7 +119,7 @@ def test_smoothed_gradients() -> None:
 
 
 def test_snfs_by_hand() -> None:
-    net, masks = net_by_hand()
+    net, masks = layer_by_hand()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     engine = sparsity.snfs(net, optimizer, every=2, fraction=0.25, decay=0.5)
     # Gradients of (0, 2) and (1, 0): 8 and 0, then 0 and -2, then 1 and -2; smoothed 4 and 0, 2 and -1, 1.5 and -1.5.
@@ -146,14 +134,14 @@ def test_snfs_by_hand() -> None:
 
 def test_memory_is_saved_with_the_engine() -> None:
     def run(resume: bool) -> sparsity.Masks:
-        net, masks = net_by_hand()
+        net, masks = layer_by_hand()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
         engine = sparsity.snfs(net, optimizer, every=3, fraction=0.25, decay=0.9)
         inputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)).tolist()
         for number, x in enumerate(inputs):
             if resume and number == 2:
                 states = [each.state_dict() for each in (net, optimizer, engine)]
-                net, masks = net_by_hand()
+                net, masks = layer_by_hand()
                 optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
                 engine = sparsity.snfs(net, optimizer, every=3, fraction=0.25, decay=0.9)
                 for each, state in zip((net, optimizer, engine), states, strict=True):
@@ -167,7 +155,7 @@ def test_memory_is_saved_with_the_engine() -> None:
 
 
 def test_state_of_other_masks_is_refused() -> None:
-    net, _ = net_by_hand()
+    net, _ = layer_by_hand()
     engine = sparsity.snfs(net, torch.optim.SGD(net.parameters(), lr=0.1))
     state = engine.state_dict()
     for wrong in ({"other": {"x": torch.zeros(2, 3)}}, {"weight": {"x": torch.zeros(3, 2)}}):
@@ -178,7 +166,7 @@ def test_state_of_other_masks_is_refused() -> None:
 
 @pytest.mark.parametrize(("regrow", "expected"), [(False, [[1, 0, 1], [0, 1, 1]]), (True, [[1, 1, 0], [0, 1, 1]])])
 def test_regrowth_of_what_was_dropped(regrow: bool, expected: list[list[int]]) -> None:
-    net, masks = net_by_hand()
+    net, masks = layer_by_hand()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     engine = sparsity.rigl(net, optimizer, every=1, fraction=0.25, regrow=regrow)
     step(net, optimizer)
@@ -287,7 +275,7 @@ def test_a_layer_that_loses_all_weights_is_warned_of() -> None:
 
 
 def test_several_callbacks() -> None:
-    net, _ = net_by_hand()
+    net, _ = layer_by_hand()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     seen: list[tuple[str, int]] = []
     callbacks = [lambda update: seen.append(("one", update.step)), lambda update: seen.append(("two", update.step))]
@@ -308,3 +296,47 @@ def test_structures_are_not_broken() -> None:
         sparsity.prune(net, 0.8)
     assert torch.equal(masks["weight"], before)
     assert sparsity.static(net, optimizer).attached
+
+
+def test_callbacks_and_seeds_of_other_kinds() -> None:
+    net, _ = layer_by_hand()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for callback in (3, [lambda update: None, 3]):
+        with pytest.raises(EngineError, match="callback is a function of a Rewiring, or several of them, got 3"):
+            sparsity.rigl(net, optimizer, callback=callback)
+    for seed in ("1", 1.0, True):
+        with pytest.raises(EngineError, match="seed is an int, got"):
+            sparsity.set_(net, optimizer, seed=seed)
+    assert sparsity.rigl(net, optimizer).attached
+
+
+def test_a_parameter_that_was_replaced_is_noticed_at_an_update() -> None:
+    net, masks = layer_by_hand()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    engine = sparsity.rigl(net, optimizer, every=1)
+    step(net, optimizer)
+    net.parametrizations.weight.original = nn.Parameter(WEIGHT.clone())
+    with pytest.raises(EngineError, match=r"does not hold 'weight'.*a parameter that was replaced since is another"):
+        step(net, optimizer)
+    assert torch.equal(masks["weight"], MASK)
+    assert engine.last is None
+
+
+def test_the_sign_of_masked_gradients() -> None:
+    net, masks = layer_by_hand()
+    for value in (-1.0, -math.inf, math.nan):
+        net.zero_grad()
+        (net(torch.ones(3)) * value).sum().backward()
+        gradient = masks.weights["weight"].parameter.grad[~MASK]
+        assert not gradient.any()
+        assert not gradient.signbit().any()
+
+
+def test_second_derivatives_pass_the_mask() -> None:
+    net, masks = layer_by_hand()
+    weight = masks.weights["weight"].parameter
+    [first] = torch.autograd.grad((net(torch.ones(3)) ** 3).sum(), weight, create_graph=True)
+    [second] = torch.autograd.grad(first.sum(), weight)
+    # Of the sum of y^3: the first is 3 y^2 where active, of two weights each; the second sums 6 y over both.
+    y = WEIGHT.sum(1, keepdim=True)
+    torch.testing.assert_close(second, torch.where(MASK, 2 * 6 * y, 0.0))

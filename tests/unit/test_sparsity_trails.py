@@ -33,7 +33,7 @@ def attached(steps: Any, **options: Any) -> sparsity.Engine:
     ],
 )
 def test_presets(preset: str, every: int, last: float, grows: Any) -> None:
-    rule = attached(10_000, preset=preset)._rule
+    rule = attached(10_000, preset=preset).rule
     assert [step for step in range(20_001) if rule.due(step)] == list(range(every, 10_000, every))
     assert rule.grow is grows
     assert rule.dense == (grows is grow.gradient)
@@ -48,7 +48,7 @@ def test_all_presets_are_tested() -> None:
 
 
 def test_settings_of_ones_own() -> None:
-    rule = attached(1000, preset=Preset(10, drop.taylor, grow.uniform, dense=False, fraction=0.2), every=7)._rule
+    rule = attached(1000, preset=Preset(10, drop.taylor, grow.uniform, dense=False, fraction=0.2), every=7).rule
     assert (rule.every, rule.until, rule.share(0), rule.drop) == (7, 1000, 0.2, drop.taylor)
 
 
