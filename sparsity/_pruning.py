@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -22,7 +22,7 @@ from sparsity._rewire import Amount, Scope, over_layers, per_layer
 from sparsity._rule import Rule, Target
 from sparsity._schedule import constant
 from sparsity._seed import seeded
-from sparsity._select import Skip
+from sparsity._selectors import Selectors
 from sparsity._sharding import shard_masks
 from sparsity._sparsify import fold, sparsify
 from sparsity._survey import survey, warn_of_empty
@@ -33,8 +33,10 @@ def prune(
     sparsity: float,
     score: Score = _drop.magnitude,
     allocation: Allocation | None = None,
-    skip: Iterable[str] | Skip = (),
+    skip: Selectors = (),
     seed: int = 0,
+    *,
+    include: Selectors = (),
 ) -> Masks:
     """Mask the weights of smallest score at once, in place; by magnitude in all layers together (Han et al. 2015).
 
@@ -49,6 +51,7 @@ def prune(
             them over all layers.
         skip: Weights to leave dense, as of `sparsify`, for a model without masks.
         seed: Of scores that are random.
+        include: Embeddings and other weights to mask as well, as of `sparsify`, for a model without masks.
 
     Raises:
         AllocationError: The sparsity is not in [0, 1), less than the model has, or the allocation can't be met.
@@ -61,7 +64,7 @@ def prune(
         >>> sparsity.prune(net, 0.75).nonzeros
         160
     """
-    return _prune(model, sparsity, score, allocation, skip, seed, None)
+    return _prune(model, sparsity, score, allocation, skip, include, seed, None)
 
 
 def snip(
@@ -69,7 +72,9 @@ def snip(
     sparsity: float,
     loss: Callable[[], Tensor],
     allocation: Allocation | None = None,
-    skip: Iterable[str] | Skip = (),
+    skip: Selectors = (),
+    *,
+    include: Selectors = (),
 ) -> Masks:
     """Mask the weights of smallest |w g| at initialisation, over all layers together (SNIP, Lee et al. 2019).
 
@@ -80,6 +85,7 @@ def snip(
             parameters stays as it is.
         allocation: As of `prune`.
         skip: As of `sparsify`.
+        include: As of `sparsify`.
 
     Raises:
         AllocationError: As of `prune`.
@@ -91,7 +97,7 @@ def snip(
         >>> sparsity.snip(net, 0.5, lambda: net(x).square().mean()).nonzeros
         16
     """
-    return _prune(model, sparsity, _drop.taylor, allocation, skip, 0, loss)
+    return _prune(model, sparsity, _drop.taylor, allocation, skip, include, 0, loss)
 
 
 def gradual(
@@ -166,7 +172,8 @@ def _prune(
     sparsity: float,
     score: Score,
     allocation: Allocation | None,
-    skip: Iterable[str] | Skip,
+    skip: Selectors,
+    include: Selectors,
     seed: int,
     loss: Callable[[], Tensor] | None,
 ) -> Masks:
@@ -174,9 +181,9 @@ def _prune(
     masks = shard_masks(model)
     fresh = not masks
     if fresh:
-        masks = sparsify(model, 0.0, skip=skip)
-    elif skip:
-        raise MaskError(f"skip={skip!r} is for a model without masks; this one has masks, of {listed(masks)}.")
+        masks = sparsify(model, 0.0, skip=skip, include=include)
+    elif skip or include:
+        raise MaskError(f"skip and include are for a model without masks; this one has masks, of {listed(masks)}.")
     if not masks:
         return masks
     try:

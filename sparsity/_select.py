@@ -14,8 +14,6 @@ from torch.nn.utils import parametrize
 from sparsity._errors import MaskError
 from sparsity._selectors import Selectors, Site, selected
 
-Skip = Selectors
-
 COMPUTED = "computed from other parameters (a parametrization or weight normalisation)"
 SKIPPED = "skipped on request"
 

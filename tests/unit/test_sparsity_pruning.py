@@ -49,7 +49,7 @@ def test_what_is_pruned_can_be_pruned_further_but_not_less() -> None:
         sparsity.prune(net, 0.4)
     with pytest.raises(AllocationError, match=r"keeps more weights than are active in '1.weight'"):
         sparsity.prune(net, 0.5, allocation={"1": 5 / 6})
-    with pytest.raises(MaskError, match="is for a model without masks"):
+    with pytest.raises(MaskError, match="are for a model without masks"):
         sparsity.prune(net, 0.8, skip=["0"])
     assert kept(sparsity.masks_of(net)) == before
 
@@ -58,6 +58,17 @@ def test_skip() -> None:
     masks = sparsity.prune(two_layers(), 0.5, skip=["0"])
     assert list(masks) == ["1.weight"]
     assert kept(masks) == [[1, 0, 1, 0, 1, 0]]
+
+
+def test_include() -> None:
+    net = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.arange(12.0).view(4, 3))
+        net[1].weight.fill_(5.5)
+    masks = sparsity.prune(net, 1 / 3, include=nn.Embedding)
+    assert kept(masks) == [[0] * 6 + [1] * 6, [1] * 6]
+    with pytest.raises(MaskError, match="are for a model without masks"):
+        sparsity.prune(net, 0.8, include=nn.Embedding)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
