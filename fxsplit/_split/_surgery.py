@@ -10,22 +10,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from fxsplit._arguments import CALL_KEY
-from fxsplit._cuts._locate import At, Place, locate
+from fxsplit._cuts._find import Cut
+from fxsplit._cuts._locate import At, locate
 from fxsplit._cuts._survey import Survey
 from fxsplit._errors import FxSplitWarning, SplitError
 from fxsplit._exclusive import exclusive
-from fxsplit._graph import is_source, require_traced
+from fxsplit._graph import require_traced
 from fxsplit._io._spec import describe_example
-from fxsplit._parametrized import parametrized_tensors
 from fxsplit._split._copying import Memo, assemble, copy_values
-from fxsplit._split._emission import head_graph, head_outputs_graph, trunk_graph, whole_graph
-from fxsplit._split._model import SPEC, SplitModel, SplitState
+from fxsplit._split._emission import head_graph, trunk_graph
+from fxsplit._split._joining import join
+from fxsplit._split._model import SplitModel
 from fxsplit._split._partition import Partition, divide
 from fxsplit._split._report import SplitReport
-from fxsplit._split._source import describe_source
 from fxsplit._split._ties import instances, modules_on_both_sides, owned_paths, shared_targets, tied_weights
-from fxsplit._trace._guards import attach, guard_of
 from fxsplit._vote import Vote, make_vote
 
 Init = str | Callable[[], nn.Module]
@@ -80,7 +78,7 @@ def split(
     with exclusive():
         net = _operate(graph, at, heads, init, vote, share, tied, seed)
     if heads > 1:
-        _warn_of_equal_heads(net.report, dict(graph.named_parameters(remove_duplicate=False)))
+        warn_of_equal_heads(net.report, dict(graph.named_parameters(remove_duplicate=False)))
     return net
 
 
@@ -100,7 +98,7 @@ def _operate(
     kept: Memo = {key: trunk_memo[key] for key in ties} if tied == "share" else {}
     rules: dict[str, str] = {}
     built: list[fx.GraphModule] = []
-    for drawn in _draws(graph, parts, heads, init, seed, kept, shared, rules):
+    for drawn in draw_heads(graph, parts, heads, init, seed, kept, shared, rules):
         memo = {**drawn, **kept}
         built.append(assemble("Head", head_graph(flow, parts), copy_values(graph, parts.head, memo), graph))
         if len(built) == 1:
@@ -116,23 +114,8 @@ def _operate(
         init=rules,
         trace=getattr(graph, "report", None),
     )
-    components = {"trunk": trunk, **{f"heads.{index}": head for index, head in enumerate(built)}}
-    whole, separate = whole_graph(flow, parts, heads), head_outputs_graph(flow, parts, heads)
-    for composed in (whole, separate):
-        attach(composed, guard_of(graph.graph))
-    net = SplitModel.build(
-        whole,
-        trunk,
-        built,
-        voting,
-        SplitState(separate, place.cut, report, _origins(parts, components), _summary(graph), describe_source(graph)),
-        _spec(graph, place, heads, init, vote, share, tied, seed),
-        graph.training,
-    )
-    net.meta[SPEC]["parametrized"] = parametrized_tensors(net)  # a file holds no others, but for masks
-    net.meta[CALL_KEY] = graph.meta.get(CALL_KEY, ())
-    net.meta["batch"] = graph.meta["batch"]  # the shapes and FLOPs of the nodes are at this batch size
-    return net
+    spec = make_spec(graph, place.cut, heads, init, vote, share, tied, seed)
+    return join(SplitModel, flow, parts, trunk, built, voting, place.cut, report, spec)
 
 
 def check_arguments(heads: object, init: object, vote: object, tied: object = "untie") -> None:
@@ -152,7 +135,7 @@ def check_arguments(heads: object, init: object, vote: object, tied: object = "u
     make_vote(vote, ())  # type: ignore[arg-type]
 
 
-def _draws(
+def draw_heads(
     graph: fx.GraphModule,
     parts: Partition,
     heads: int,
@@ -189,7 +172,7 @@ def _like(original: Tensor, value: Tensor) -> Tensor:
     return value.detach()
 
 
-def _warn_of_equal_heads(report: SplitReport, parameters: Mapping[str, Tensor]) -> None:
+def warn_of_equal_heads(report: SplitReport, parameters: Mapping[str, Tensor]) -> None:
     """Single numbers are in the report only: nobody can tell a scale of 1 from a draw."""
     equal = {
         path: rule for path, rule in report.not_redrawn.items() if path in parameters and parameters[path].numel() > 1
@@ -204,31 +187,21 @@ def _warn_of_equal_heads(report: SplitReport, parameters: Mapping[str, Tensor]) 
         )
 
 
-def _origins(parts: Partition, components: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Original paths of all copied modules; the containers around them are new and plain."""
-    sides = {name: parts.trunk if name == "trunk" else parts.head for name in components}
-    return {
-        f"{name}.{path}": path
-        for name, nodes in sides.items()
-        for target in dict.fromkeys(str(n.target) for n in nodes if n.op == "call_module" and not is_source(n))
-        for path, _ in components[name].get_submodule(target).named_modules(prefix=target, remove_duplicate=False)
-    }
-
-
-def _summary(graph: fx.GraphModule) -> Any:
-    from fxsplit._summary._totals import source_summary
-
-    return source_summary(graph)
-
-
-def _spec(
-    graph: fx.GraphModule, place: Place, heads: int, init: Init, vote: Vote, share: Sequence[str], tied: str, seed: int
+def make_spec(
+    graph: fx.GraphModule,
+    cut: Cut,
+    heads: int,
+    init: Init,
+    vote: Vote,
+    share: Sequence[str] = (),
+    tied: str = "untie",
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Plain data that replays the surgery on another instance of the model."""
     return {
         "versions": {"fxsplit": _version(), "torch": torch.__version__},
-        "split": place.cut.path or 0,
-        "node": place.cut.node,
+        "split": cut.path or 0,
+        "node": cut.node,
         "heads": heads,
         "init": init if isinstance(init, str) else "factory",
         "vote": vote if isinstance(vote, str) else "callable",
