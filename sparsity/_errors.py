@@ -26,6 +26,18 @@ class RecordError(SparsityError, ValueError):
     """A record of training cannot be made, read or gone on with from what was given."""
 
 
+class CompileError(SparsityError, ValueError):
+    """A network cannot be compiled for sparse inference, or a compiled one cannot do what it was asked."""
+
+
+class BuildError(SparsityError, RuntimeError):
+    """The kernels of the sparse runtime can be neither found nor built."""
+
+
+class PlanError(SparsityError, ValueError):
+    """A plan of the sparse runtime was given steps, buffers or tensors that do not fit together."""
+
+
 class SparsityWarning(UserWarning):
     """Base class of sparsity's warnings."""
 
