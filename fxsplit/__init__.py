@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fxsplit._cuts._find import Crossing, Cut, Cuts, find_cuts
 from fxsplit._draw._drawing import Drawing, draw
+from fxsplit._ensemble._full import ensemble
 from fxsplit._errors import (
     CutError,
     ExportError,
@@ -23,6 +24,9 @@ from fxsplit._generate import as_generator, generate
 from fxsplit._head_loss import head_loss
 from fxsplit._hooks import hook_block
 from fxsplit._io._file import load, save
+from fxsplit._mimo._batch import mimo_batch
+from fxsplit._mimo._model import MimoModel
+from fxsplit._mimo._surgery import mimo
 from fxsplit._networkx import to_networkx
 from fxsplit._neurotrailify import neurotrailify
 from fxsplit._onnx._export import OnnxReport, export_onnx
@@ -49,6 +53,7 @@ __all__ = [
     "InputError",
     "LoadReport",
     "MeanVote",
+    "MimoModel",
     "NoEffectWarning",
     "OnnxReport",
     "ProbVote",
@@ -63,6 +68,7 @@ __all__ = [
     "__version__",
     "as_generator",
     "draw",
+    "ensemble",
     "export_onnx",
     "find_cuts",
     "generate",
@@ -72,6 +78,8 @@ __all__ = [
     "layer_flops",
     "load",
     "load_pretrained",
+    "mimo",
+    "mimo_batch",
     "neurotrailify",
     "other_flops",
     "save",

@@ -17,9 +17,9 @@ def head_loss(net: nn.Module, criterion: Callable[[Any, Any], Tensor], *inputs_a
     The trunk runs once, and its gradient is the mean of what the heads send back.
 
     Args:
-        net: A `SplitModel`.
+        net: A `SplitModel`, of any kind: those of `ensemble`, `mimo`, `batch_ensemble` and `fission` are some.
         criterion: A loss of one output and the target.
-        *inputs_and_target: The model's inputs, then the target.
+        *inputs_and_target: The model's inputs, then the target; for MIMO, those of `mimo_batch`.
 
     Returns:
         The mean of the M losses, in the shape that the criterion gives.
@@ -46,4 +46,8 @@ def head_loss(net: nn.Module, criterion: Callable[[Any, Any], Tensor], *inputs_a
     if len(inputs_and_target) < 2:
         raise SplitError("head_loss(net, criterion, x, y) needs at least one input and the target.")
     *inputs, target = inputs_and_target
-    return mean([criterion(output, target) for output in head_outputs(*inputs)])
+    outputs = head_outputs(*inputs)
+    # In a MIMO network, each head may have a sample of its own.
+    separate = getattr(net, "head_targets", None)
+    targets = [target] * len(outputs) if separate is None else separate(target, *inputs)
+    return mean([criterion(output, own) for output, own in zip(outputs, targets, strict=True)])

@@ -1,0 +1,1 @@
+"""MIMO: one network that takes M inputs at once and gives M predictions."""
