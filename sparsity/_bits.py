@@ -1,22 +1,59 @@
-"""Zeros where a mask is False, written through the bits of floats.
-
-A product of integers is several times faster than choosing or filling, and exact where a product of floats would make
--0.0 of a negative number and NaN of an infinite one.
-"""
+"""Operations on large tensors and their masks at the speed of memory, by their bits and piece by piece."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+PIECE = 1 << 18
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORDS = 128  # of eight bools each, which may be added up before a byte overflows
 
 
 def kept(tensor: Tensor, mask: Tensor) -> Tensor:
-    """Return ``tensor`` where ``mask`` is True, and zero elsewhere; not differentiable."""
-    return (tensor.view(_INTEGER[tensor.itemsize]) * mask).view(tensor.dtype)
+    """Return ``tensor`` where ``mask`` is True, and zero elsewhere; not differentiable.
+
+    A product of integers is several times faster than choosing or filling, and exact where a product of floats would
+    make -0.0 of a negative number and NaN of an infinite one.
+    """
+    result = torch.empty_like(tensor)
+    for part, source, active in _pieces(_integers(result), _integers(tensor), mask):
+        part.copy_(source).mul_(active)
+    return result
 
 
 def keep(tensor: Tensor, mask: Tensor) -> None:
     """Set ``tensor`` to zero where ``mask`` is False, in place."""
-    tensor.detach().view(_INTEGER[tensor.itemsize]).mul_(mask)
+    for part, active in _pieces(_integers(tensor.detach()), mask):
+        part.mul_(active)
+
+
+def count(mask: Tensor) -> Tensor:
+    """Return the number of True in a bool tensor, as a tensor on its device."""
+    if mask.device.type != "cpu" or not mask.is_contiguous():
+        return mask.count_nonzero()
+    flat = mask.view(-1)
+    whole = flat.numel() // (8 * _WORDS) * (8 * _WORDS)
+    sums = flat[:whole].view(torch.int64).view(_WORDS, -1).sum(0).view(torch.uint8)
+    return sums.sum(dtype=torch.int64) + flat[whole:].count_nonzero()
+
+
+def slices(length: int) -> Sequence[slice]:
+    """Return the pieces of a vector on the CPU that stay in its cache from one operation to the next.
+
+    An operation on a whole large tensor reads and writes memory, and each tensor that it makes on its way is memory
+    that the system has to clear first, which takes longer than the operation.
+    """
+    return [slice(start, start + PIECE) for start in range(0, length, PIECE)]
+
+
+def _pieces(*tensors: Tensor) -> Sequence[tuple[Tensor, ...]]:
+    if not all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors):
+        return [tensors]
+    return list(zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True))
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    return tensor.view(_INTEGER[tensor.itemsize])

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from sparsity._errors import EngineError
 from sparsity._layer import Layer, Score
+from sparsity._pointwise import pointwise
 
 SIGN = "sign"
 
 
+@pointwise
 def magnitude(layer: Layer) -> Tensor:
     """Absolute value of each weight (Mocanu et al. 2018; Evci et al. 2020)."""
     return layer.weight.abs()
@@ -52,9 +54,10 @@ def magnitude_and_gradient(share: float = 0.01) -> Score:
         EngineError: ``share`` is not a finite number of at least 0.
     """
     check_number("share", share)
-    return lambda layer: layer.weight.abs() + share * _gradient(layer).abs()
+    return pointwise(lambda layer: layer.weight.abs() + share * _gradient(layer).abs())
 
 
+@pointwise
 def taylor(layer: Layer) -> Tensor:
     """|w g|: how much the loss changes, to first order, when the weight becomes zero (Mozer and Smolensky 1988)."""
     return (layer.weight * _gradient(layer)).abs_()

@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 
 from sparsity import _engine_state
 from sparsity._attachment import check, check_held, claim, innermost, release
+from sparsity._closure import closure_in, with_closure
 from sparsity._collection import Collection, has_gradient
+from sparsity._compact import check_readable, compact_states
 from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
 from sparsity._layer import Layer
@@ -64,9 +66,13 @@ class Engine:
         seed: Seed of random growth, which depends on this, the layer's path and the step only.
         callback: Called with each update's `Rewiring` right after it; one function or several.
         group: The torch.distributed process group that trains this model together; None for all processes.
+        compact_state: Keep optimizer state of active weights only, as vectors, which saves memory as masks do weights.
+            Training is the same, bit for bit, and other engines than this kind refuse such states from a checkpoint.
+            For optimizers that treat each weight by itself, such as SGD and AdamW, which is tried out at once.
 
     Raises:
-        EngineError: The model has no masks, has an engine already, or weights that the optimizer doesn't hold.
+        EngineError: The model has no masks, has an engine already, or weights that the optimizer doesn't hold; or its
+            states can't be compact.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Engine:
         seed: int = 0,
         callback: Callbacks = None,
         group: Any = None,
+        compact_state: bool = False,
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise EngineError(f"seed is an int, got {seed!r}.")
@@ -102,6 +109,8 @@ class Engine:
         if rule is not None and rule.target is None and self.masks.nonzeros == self.masks.total:
             warnings.warn(NoEffectWarning("No mask has a zero, so there is nothing to rewire."), stacklevel=3)
         self.check_processes()
+        self._compact = compact_states(optimizer, self.masks.weights) if compact_state else None
+        check_readable(optimizer) if self._compact is None else None
         self._optimizer = weakref.ref(optimizer)
         self._handles = (
             optimizer.register_step_pre_hook(self._before_step),

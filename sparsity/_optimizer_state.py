@@ -13,8 +13,11 @@ from torch.optim import Optimizer
 from sparsity._errors import SparsityWarning
 from sparsity._sharded import local
 
+# Marks the groups whose states are of active weights alone, also in what is saved of them (see `_compact`).
+COMPACT = "compact_state"
 # States of single weights that an optimizer starts with something else than zero.
 _INITIAL: dict[tuple[str, str], Callable[[Mapping[str, Any]], Any]] = {
+    ("Adagrad", "sum"): lambda group: group["initial_accumulator_value"],
     ("Rprop", "step_size"): lambda group: group["lr"],
     ("RMSpropTF", "square_avg"): lambda group: 1.0,
 }
@@ -30,9 +33,13 @@ def clear(optimizer: Optimizer, parameter: Tensor, places: Tensor) -> None:
     shape, places = local(parameter).shape, local(places)
     for name, tensor in state_of(optimizer, parameter).items():
         if isinstance(tensor, Tensor) and local(tensor).shape == shape and tensor.is_floating_point():
-            initial = _INITIAL.get((type(optimizer).__name__, name))
-            value = 0 if initial is None else float(initial(_group_of(optimizer, parameter)))
-            local(tensor).masked_fill_(places.to(tensor.device), value)
+            local(tensor).masked_fill_(places.to(tensor.device), first_value(optimizer, parameter, name))
+
+
+def first_value(optimizer: Optimizer, parameter: Tensor, name: str) -> float:
+    """Return what the state ``name`` of single weights of ``parameter`` is at first."""
+    initial = _INITIAL.get((type(optimizer).__name__, name))
+    return 0.0 if initial is None else float(initial(_group_of(optimizer, parameter)))
 
 
 def forget_curvature(optimizer: Optimizer) -> None:

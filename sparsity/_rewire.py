@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsity._layer import Layer, Score
+from sparsity._pointwise import scores
 from sparsity._smallest import smallest, smallest_of
 
 
@@ -75,26 +76,25 @@ def over_layers(
     """Drop and grow the sum of the amounts, wherever scores are smallest and largest in all layers together.
 
     Numbers of active weights move between layers; a layer may lose all of its weights. Takes as much memory as the
-    scores of all weights. Arguments as of `per_layer`.
+    scores of all weights, except of scores that are computed piece by piece. Arguments as of `per_layer`.
     """
     if not layers:
         return []
     active = [layer.mask for layer in layers]
     total = Amount(sum(amount.replace for amount in amounts), sum(amount.change for amount in amounts))
-    dropped = smallest_of([drop(layer) for layer in layers], total.drop, active) if total.drop else _nothing(active)
+    dropped = grown = [torch.zeros_like(mask) for mask in active]
+    if total.drop:
+        dropped = smallest_of([scores(layer, drop) for layer in layers], total.drop, active)
     free = [~mask | lost if regrow else ~mask for mask, lost in zip(active, dropped, strict=True)]
-    grown = smallest_of([-grow(layer) for layer in layers], total.grow, free) if total.grow else _nothing(active)
+    if total.grow:
+        grown = smallest_of([scores(layer, grow, torch.neg) for layer in layers], total.grow, free)
     return [Choice(lost, new) for lost, new in zip(dropped, grown, strict=True)]
 
 
 def _lowest(layer: Layer, count: int, score: Score) -> Tensor:
     # Not asked for a score that nobody needs: it may cost a pass over the weights, or a draw of random numbers.
-    return smallest(score(layer), count, layer.mask) if count else torch.zeros_like(layer.mask)
+    return smallest(scores(layer, score), count, layer.mask) if count else torch.zeros_like(layer.mask)
 
 
 def _highest(layer: Layer, count: int, score: Score, among: Tensor) -> Tensor:
-    return smallest(-score(layer), count, among) if count else torch.zeros_like(layer.mask)
-
-
-def _nothing(masks: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(mask) for mask in masks]
+    return smallest(scores(layer, score, torch.neg), count, among) if count else torch.zeros_like(layer.mask)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sparsity import _sharded_smallest
+from sparsity._bits import count as count_true
+from sparsity._bits import slices
 from sparsity._sharded import is_sharded
 
-_SAMPLES = 1 << 16
-_WORTH_SAMPLING = 1 << 18
+Read = Callable[[slice], Tensor]
+Scores = Tensor | Read
+
+_SAMPLES = 1 << 14
+_WORTH_SAMPLING = 1 << 17
 
 
-def smallest(score: Tensor, count: int, among: Tensor) -> Tensor:
+def smallest(score: Scores, count: int, among: Tensor) -> Tensor:
     """Return a bool mask of the ``count`` entries of smallest ``score`` where ``among`` is True.
 
     Of equal scores the first in row-major order are taken, so that the result is exact and the same on every device.
     On other devices than the CPU nothing is copied to the host.
 
     Args:
-        score: Not NaN where ``among`` is True.
+        score: Not NaN where ``among`` is True. A tensor, or a function that computes a slice of the row-major entries
+            of one on the CPU, so that it is never there as a whole.
         count: At most the number of True in ``among``.
         among: Bool tensor of the same shape.
 
@@ -33,7 +39,7 @@ def smallest(score: Tensor, count: int, among: Tensor) -> Tensor:
     return smallest_of([score], count, [among])[0]
 
 
-def smallest_of(scores: Sequence[Tensor], count: int, among: Sequence[Tensor]) -> list[Tensor]:
+def smallest_of(scores: Sequence[Scores], count: int, among: Sequence[Tensor]) -> list[Tensor]:
     """Do as `smallest` with several tensors as if they were one; of equal scores those of earlier tensors are taken.
 
     Args:
@@ -44,19 +50,35 @@ def smallest_of(scores: Sequence[Tensor], count: int, among: Sequence[Tensor]) -
     if count == 0:
         return [torch.zeros_like(each) for each in among]
     if any(map(is_sharded, among)):
-        return _sharded_smallest.smallest_of(scores, count, among)
+        return _sharded_smallest.smallest_of([_computed(each) for each in scores], count, among)
     # Row-major views; those that are laid out otherwise are copied.
-    flat = [(score if score.is_floating_point() else score.float()).reshape(-1) for score in scores]
     places = [each.reshape(-1) for each in among]
-    if len({each.device for each in flat}) > 1:
-        device = flat[0].device
-        chosen = smallest_of([each.to(device) for each in flat], count, [each.to(device) for each in places])
+    devices = {each.device for each in scores if isinstance(each, Tensor)} | {each.device for each in among}
+    if len(devices) > 1:
+        device = among[0].device
+        moved = [_computed(each).to(device) for each in scores]
+        chosen = smallest_of(moved, count, [each.to(device) for each in places])
         return [one.to(each.device).view(each.shape) for one, each in zip(chosen, among, strict=True)]
-    bracket = _bracket(flat, count, places) if flat[0].device.type == "cpu" else None
-    chosen = _between(flat, count, places, *bracket) if bracket is not None else None
+    reads = [_reader(each) for each in scores]
+    bracket = _bracket(reads, count, places) if among[0].device.type == "cpu" else None
+    chosen = _between(reads, count, places, *bracket) if bracket is not None else None
     if chosen is None:
-        chosen = _whole(flat, count, places)
+        chosen = _whole([read(slice(None)) for read in reads], count, places)
     return [one.view(each.shape) for one, each in zip(chosen, among, strict=True)]
+
+
+def _computed(score: Scores) -> Tensor:
+    return score if isinstance(score, Tensor) else score(slice(None))
+
+
+def _reader(score: Scores) -> Read:
+    read = score.reshape(-1).__getitem__ if isinstance(score, Tensor) else score
+
+    def floats(part: slice) -> Tensor:
+        values = read(part)
+        return values if values.is_floating_point() else values.float()
+
+    return floats
 
 
 def _whole(flat: list[Tensor], count: int, among: list[Tensor]) -> list[Tensor]:
@@ -82,14 +104,14 @@ def _order_statistic(flat: Tensor, rank: int) -> Tensor:
     return flat.topk(rank, largest=False, sorted=False).values.max()
 
 
-def _bracket(flat: list[Tensor], count: int, among: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+def _bracket(reads: list[Read], count: int, among: list[Tensor]) -> tuple[Tensor, Tensor] | None:
     """Guess two values, from a sample, with the order statistic between them; None where it is not worth the effort."""
-    total = sum(each.numel() for each in flat)
+    total = sum(each.numel() for each in among)
     if total < _WORTH_SAMPLING:
         return None
-    step = total // _SAMPLES | 1  # odd, so that it runs through rows of even length
-    sample = torch.cat([score[::step][each[::step]] for score, each in zip(flat, among, strict=True)])
-    available = sum(int(each.count_nonzero()) for each in among)
+    part = slice(None, None, total // _SAMPLES | 1)  # odd, so that it runs through rows of even length
+    sample = torch.cat([read(part)[each[part]] for read, each in zip(reads, among, strict=True)])
+    available = sum(int(count_true(each)) for each in among)
     if len(sample) < _SAMPLES // 64:
         return None
     share = count / available
@@ -103,24 +125,35 @@ def _bracket(flat: list[Tensor], count: int, among: list[Tensor]) -> tuple[Tenso
     )
 
 
-def _between(flat: list[Tensor], count: int, among: list[Tensor], low: Tensor, high: Tensor) -> list[Tensor] | None:
+def _between(reads: list[Read], count: int, among: list[Tensor], low: Tensor, high: Tensor) -> list[Tensor] | None:
     """Take all below ``low`` and select exactly among the few up to ``high``; None if the guess was wrong."""
-    below = [(score < low).logical_and_(each) for score, each in zip(flat, among, strict=True)]
-    missing = count - sum(int(each.count_nonzero()) for each in below)
-    if missing < 0:
-        return None
-    candidates = [
-        _indices((score <= high).logical_and_(each).logical_xor_(under))
-        for score, each, under in zip(flat, among, below, strict=True)
-    ]
-    values = torch.cat([score[places] for score, places in zip(flat, candidates, strict=True)])
-    if len(values) < missing:
+    below = [torch.empty_like(each) for each in among]
+    values, candidates = [], []
+    for read, each, under in zip(reads, among, below, strict=True):
+        found = []
+        for part in slices(len(each)):
+            score, available, taken = read(part), each[part], under[part]
+            torch.lt(score, low, out=taken).logical_and_(available)
+            few = _indices((score <= high).logical_and_(available).logical_xor_(taken))
+            values.append(score[few])
+            found.append(few + part.start)
+        candidates.append(torch.cat(found))
+    missing = count - sum(int(count_true(each)) for each in below)
+    near = torch.cat(values)
+    if not 0 <= missing <= len(near):
         return None
     if missing:
-        taken = _whole([values], missing, [torch.ones_like(values, dtype=torch.bool)])[0]
-        for under, places, own in zip(below, candidates, taken.split([len(c) for c in candidates]), strict=True):
+        everywhere = torch.ones_like(near, dtype=torch.bool)
+        # Fewer each time, unless most of them are equal.
+        again = smallest if 2 * len(near) < sum(each.numel() for each in among) else _whole_of_one
+        chosen = again(near, missing, everywhere)
+        for under, places, own in zip(below, candidates, chosen.split([len(c) for c in candidates]), strict=True):
             under[places[own]] = True
     return below
+
+
+def _whole_of_one(score: Tensor, count: int, among: Tensor) -> Tensor:
+    return _whole([score], count, [among])[0]
 
 
 def _indices(few: Tensor) -> Tensor:

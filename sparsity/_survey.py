@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sparsity._bits import count as count_true
 from sparsity._errors import SparsityWarning, listed
 from sparsity._layer import Layer
 from sparsity._rewire import Choice
@@ -18,7 +19,7 @@ def survey(layers: Sequence[Layer], ripe: Mapping[str, Tensor]) -> tuple[dict[st
     """Count, by path, the active weights and those that are ripe, and tell whether all values are finite."""
     tensors = [t for layer in layers for t in (layer.weight, layer.gradient, layer.masked_gradient) if t is not None]
     counted = [*(layer.mask for layer in layers), *ripe.values()]
-    numbers = [*(local(each).count_nonzero() for each in counted), *(_is_infinite(local(each)) for each in tensors)]
+    numbers = [*(count_true(local(each)) for each in counted), *(_is_infinite(local(each)) for each in tensors)]
     known = host(numbers, [group_of(each) for each in (*counted, *tensors)])
     paths = [layer.path for layer in layers]
     active, due = dict(zip(paths, known, strict=False)), dict(zip(ripe, known[len(paths) :], strict=False))
@@ -28,8 +29,8 @@ def survey(layers: Sequence[Layer], ripe: Mapping[str, Tensor]) -> tuple[dict[st
 def count(layers: Sequence[Layer], choices: Sequence[Choice]) -> tuple[dict[str, int], dict[str, int]]:
     """Count, by path, the weights that really are dropped and grown."""
     parts = [(local(choice.drop), local(choice.grow)) for choice in choices]
-    dropped = [(drop & ~grow).count_nonzero() for drop, grow in parts]
-    grown = [(grow & ~drop).count_nonzero() for drop, grow in parts]
+    dropped = [count_true(drop & ~grow) for drop, grow in parts]
+    grown = [count_true(grow & ~drop) for drop, grow in parts]
     groups, paths = [group_of(choice.drop) for choice in choices], [layer.path for layer in layers]
     known = host([*dropped, *grown], [*groups, *groups])
     return dict(zip(paths, known, strict=False)), dict(zip(paths, known[len(paths) :], strict=True))

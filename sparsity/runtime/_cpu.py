@@ -51,5 +51,7 @@ def _cpu_flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux: torch knows, in coarser steps
         capability = torch.backends.cpu.get_cpu_capability().lower()
-        return _NEEDS["avx2"] | (_NEEDS["avx512"] if capability == "avx512" else set()) if "avx" in capability else set()
+        return (
+            _NEEDS["avx2"] | (_NEEDS["avx512"] if capability == "avx512" else set()) if "avx" in capability else set()
+        )
     return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())

@@ -54,10 +54,14 @@ def _load(instruction_set: str) -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
-        raise BuildError(f"the built kernels {path} cannot be loaded: {error}; delete the file to build them anew") from error
+        raise BuildError(
+            f"the built kernels {path} cannot be loaded: {error}; delete the file to build them anew"
+        ) from error
     for name, (result, arguments) in _PROTOTYPES.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
     if loaded.sparsity_version() != _VERSION:
-        raise BuildError(f"{path} has version {loaded.sparsity_version()}, this package needs {_VERSION}; delete the file")
+        raise BuildError(
+            f"{path} has version {loaded.sparsity_version()}, this package needs {_VERSION}; delete the file"
+        )
     return loaded

@@ -61,7 +61,9 @@ class Placement:
         for buffer, count in {**reads, target: floats}.items():
             self._known(buffer, kind)
             if self.floats[buffer] != count:
-                raise PlanError(f"{kind}: buffer {buffer} must hold {count} floats per sample, it holds {self.floats[buffer]}")
+                raise PlanError(
+                    f"{kind}: buffer {buffer} must hold {count} floats per sample, it holds {self.floats[buffer]}"
+                )
         if target in reads and target not in in_place:
             raise PlanError(f"{kind}: buffer {target} cannot be both source and target")
         self._steps.append(_Access(kind, target, tuple(reads), frozenset(in_place)))
@@ -86,7 +88,9 @@ class Placement:
             for buffer in step.reads:
                 if buffer not in written:
                     raise PlanError(f"{step.kind} reads buffer {buffer}, which nothing has written")
-                if self._clash(buffer, step.target) and not (buffer in step.in_place and self._same(buffer, step.target)):
+                if self._clash(buffer, step.target) and not (
+                    buffer in step.in_place and self._same(buffer, step.target)
+                ):
                     raise PlanError(f"{step.kind}: source {buffer} overlaps target {step.target}")
             if step.target in inputs:
                 raise PlanError(f"{step.kind} writes to buffer {step.target}, an input")

@@ -94,7 +94,12 @@ class Plan:
         self._check("conv2d", target, math.prod(out) * outputs, {source: math.prod(size) * inputs}, epilogue.residual)
         window = _ints(inputs, outputs, *size, *kernel, *stride, *padding)
         step = self._layer(
-            self._library.plan_conv2d, (source, target, _index(epilogue.residual), window), weight, bias, affine, epilogue
+            self._library.plan_conv2d,
+            (source, target, _index(epilogue.residual), window),
+            weight,
+            bias,
+            affine,
+            epilogue,
         )
         shape = f"{inputs}x{size[0]}x{size[1]} -> {outputs}x{out[0]}x{out[1]}"
         return self._append("conv2d", step, shape, weight, math.prod(out))
@@ -135,7 +140,9 @@ class Plan:
         count_include_pad: bool = True,
     ) -> int:
         """Append a pooling of images ``[channels, H, W]``, counted as torch's ``max_pool2d`` and ``avg_pool2d`` do."""
-        if min(*size, *kernel, *stride, channels) < 1 or any(not 0 <= 2 * p <= k for p, k in zip(padding, kernel, strict=True)):
+        if min(*size, *kernel, *stride, channels) < 1 or any(
+            not 0 <= 2 * p <= k for p, k in zip(padding, kernel, strict=True)
+        ):
             raise PlanError(
                 f"pool2d of {tuple(size)} by a kernel of {tuple(kernel)}, stride {tuple(stride)}: the padding must be at "
                 f"most half the kernel, got {tuple(padding)}"
@@ -202,19 +209,33 @@ class Plan:
         return self._append("activation", step, f"{activation.name} of {floats}")
 
     def layer_norm(
-        self, source: int, target: int, *, rows: int, features: int, weight: Tensor | None, bias: Tensor | None, eps: float
+        self,
+        source: int,
+        target: int,
+        *,
+        rows: int,
+        features: int,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
     ) -> int:
         """Append a LayerNorm of each row of ``[rows, features]``."""
         return self._norm("layer_norm", source, target, rows, features, weight, bias, eps)
 
-    def rms_norm(
-        self, source: int, target: int, *, rows: int, features: int, weight: Tensor | None, eps: float
-    ) -> int:
+    def rms_norm(self, source: int, target: int, *, rows: int, features: int, weight: Tensor | None, eps: float) -> int:
         """Append an RMSNorm of each row of ``[rows, features]``."""
         return self._norm("rms_norm", source, target, rows, features, weight, None, eps)
 
     def channel_norm(
-        self, source: int, target: int, *, channels: int, inner: int, weight: Tensor | None, bias: Tensor | None, eps: float
+        self,
+        source: int,
+        target: int,
+        *,
+        channels: int,
+        inner: int,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
     ) -> int:
         """Append a LayerNorm over the channels of ``[channels, inner]``."""
         self._check("channel_norm", target, channels * inner, {source: channels * inner})

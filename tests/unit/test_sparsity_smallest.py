@@ -59,9 +59,9 @@ def test_a_wrong_guess_is_noticed(sign: int) -> None:
     score = torch.zeros(LARGE)
     score[::step] = sign * (1 + torch.arange(len(score[::step])).float())
     among, count = torch.ones(LARGE, dtype=torch.bool), LARGE // 2
-    bracket = _smallest._bracket([score], count, [among])
+    bracket = _smallest._bracket([score.__getitem__], count, [among])
     assert bracket is not None
-    assert _smallest._between([score], count, [among], *bracket) is None
+    assert _smallest._between([score.__getitem__], count, [among], *bracket) is None
     assert torch.equal(smallest(score, count, among), by_sorting([score], count, [among])[0])
 
 
