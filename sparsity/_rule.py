@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from sparsity._errors import EngineError
+from sparsity._errors import EngineError, NoEffectWarning
 from sparsity._initial import Initial
 from sparsity._layer import Layer, Score
 from sparsity._rewire import Amount, Scope, per_layer
@@ -80,6 +81,20 @@ class Rule:
             raise EngineError(
                 f"The first update comes at step {first} (every={self.every}, begin={self.begin}), but updates end at "
                 f"until={self.until}, so there would be none. Lower every, raise until, or use sparsity.static."
+            )
+        self._warn_of_an_early_end(first)
+
+    def _warn_of_an_early_end(self, first: int) -> None:
+        if self.until is None or self.ripe is not None or self.target is not None:
+            return
+        last = first + (self.until - 1 - first) // self.every * self.every
+        if self.fraction(last) == 0:
+            warnings.warn(
+                NoEffectWarning(
+                    f"The schedule gives 0 at step {last}, the last update before until={self.until}, so that it will "
+                    "change nothing. Let the schedule and the updates end at the same step."
+                ),
+                stacklevel=4,
             )
 
     def due(self, step: int) -> bool:

@@ -614,6 +614,19 @@ def test_bad_arguments(method, arguments, message):
     assert sparsity.static(net, optimizer).attached
 
 
+@pytest.mark.parametrize(("end", "silent"), [(100, True), (91, True), (90, False), (70, False)])
+def test_updates_beyond_the_end_of_the_schedule(end, silent, recwarn):
+    net = network()
+    sparsity.sparsify(net, 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    if silent:
+        sparsity.set_(net, optimizer, every=10, until=100, fraction=sparsity.cosine(0.3, until=end))
+        assert not recwarn.list
+    else:
+        with pytest.warns(NoEffectWarning, match="gives 0 at step 90, the last update before until=100"):
+            sparsity.set_(net, optimizer, every=10, until=100, fraction=sparsity.cosine(0.3, until=end))
+
+
 def test_schedule_out_of_range():
     net = network()
     sparsity.sparsify(net, 0.5)
