@@ -16,7 +16,7 @@ from sparsity import _engine_state
 from sparsity._attachment import check, check_held, claim, innermost, release
 from sparsity._closure import closure_in, with_closure
 from sparsity._collection import Collection, has_gradient
-from sparsity._compact import check_readable, compact_states
+from sparsity._compact import states_of
 from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
 from sparsity._layer import Layer
@@ -99,7 +99,7 @@ class Engine:
         self._group = group
         self._collection = Collection(self.masks.weights, group)
         self._memory: dict[str, dict[str, Tensor]] = {}
-        self._warned = self._rehearses = False
+        self._warned, self._rehearses = compact_state, False  # others than states of single weights are refused
         check(self.masks.weights, optimizer)
         if rule is not None and self.masks.structures:
             raise EngineError(
@@ -109,13 +109,13 @@ class Engine:
         if rule is not None and rule.target is None and self.masks.nonzeros == self.masks.total:
             warnings.warn(NoEffectWarning("No mask has a zero, so there is nothing to rewire."), stacklevel=3)
         self.check_processes()
-        self._compact = compact_states(optimizer, self.masks.weights) if compact_state else None
-        check_readable(optimizer) if self._compact is None else None
+        self._states = states_of(optimizer, self.masks.weights, compact_state)
         self._optimizer = weakref.ref(optimizer)
         self._handles = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         )
+        self._states.run(optimizer)
         claim(self, self.masks.weights)
         # An optimizer that trained the dense model has momentum where the masks are now False.
         for path, mask in self.masks.items():
@@ -130,6 +130,8 @@ class Engine:
         for handle in self._handles:
             handle.remove()
         release(self.masks.weights)
+        if self.optimizer is not None:
+            self._states.remove(self.optimizer, self.masks.weights)
         self._collection.close()
         self._handles = ()
 
@@ -201,10 +203,11 @@ class Engine:
     @_disable_dynamo
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         rule = self.rule
+        self._states.settle(optimizer)
         self._rehearses = is_rehearsal(optimizer)
         if self._rehearses or rule is None or not self._works_at(rule) or left_out(optimizer):
             return None
-        closure = kwargs["closure"] if "closure" in kwargs else next(iter(args[1:2]), None)
+        closure = closure_in(args, kwargs)
         if closure is None:
             self._work(optimizer, rule)
             return None
@@ -217,9 +220,7 @@ class Engine:
                 self._work(optimizer, pending.pop())
             return loss
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure_then_work}
-        return (args[0], closure_then_work, *args[2:]), kwargs
+        return with_closure(args, kwargs, closure_then_work)
 
     @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -256,8 +257,8 @@ class Engine:
             self._update(optimizer, rule, layers, step)
 
     def _layer(self, optimizer: Optimizer, path: str, step: int, dense: Tensor | None) -> Layer:
-        parameter, mask = self.masks.weights[path].parameter, self.masks[path]
-        state = state_of(optimizer, parameter)
+        weight, mask = self.masks.weights[path], self.masks[path]
+        parameter, state = weight.parameter, self._states.view(optimizer, weight)
         generator = seeded(mask.device, self._seed, path, step)
         memory = self._memory.setdefault(path, {})
         return Layer(path, parameter.detach(), mask, dense, generator, parameter.grad, state, memory)

@@ -21,6 +21,7 @@ class Options(TypedDict, total=False):
     seed: int
     callback: Callbacks
     group: Any
+    compact_state: bool
 
 
 def rigl(
@@ -43,8 +44,8 @@ def rigl(
         fraction: Share of each layer's active weights that an update replaces: a number, which decays to zero at
             ``until`` by a cosine (and stays as it is without ``until``), or a function of the step.
         regrow: Whether weights that an update drops may be grown again by it, as in the authors' TensorFlow code.
-        **options: ``seed`` (not used by RigL's own choices, which are not random), ``callback`` and ``group`` as of
-            `Engine`.
+        **options: ``seed`` (not used by RigL's own choices, which are not random), ``callback``, ``group`` and
+            ``compact_state`` as of `Engine`.
 
     Raises:
         EngineError: See `Engine` and `Rule`.

@@ -126,7 +126,7 @@ def gradual(
         allocation: How density is spread in the end, as of `sparsify`: then scores are compared within each layer. None
             compares them over all layers.
         score: A function of a `Layer`; the smallest are dropped.
-        **options: ``seed``, ``callback`` and ``group`` as of `Engine`.
+        **options: ``seed``, ``callback``, ``group`` and ``compact_state`` as of `Engine`.
 
     Raises:
         AllocationError: The sparsity is not in [0, 1), less than the model has, or the allocation can't be met.

@@ -75,7 +75,7 @@ def trails(
         steps: Optimizer steps of the whole training.
         preset: A name of the above, or settings of one's own.
         every: Optimizer steps between updates, instead of the preset's.
-        **options: ``seed``, ``callback`` and ``group`` as of `Engine`.
+        **options: ``seed``, ``callback``, ``group`` and ``compact_state`` as of `Engine`.
 
     Raises:
         EngineError: The preset is unknown, or see `Engine` and `Rule`.
