@@ -24,6 +24,9 @@ class Scratch {
       if (!s.data) throw std::bad_alloc();
       s.size = floats;
     }
+#ifdef SPARSITY_POISON  // tests: whatever is read before it is written shows in the result
+    std::memset(s.data, 0xff, s.size * 4);
+#endif
     return s.data;
   }
 

@@ -46,7 +46,7 @@ INLINE vf keep_lanes(vf v, int from, int to) { return (vf)((vi)v & lanes_between
 // Load lanes [from, to) of the vector at p and zero the rest, touching no byte outside them.
 INLINE vf load_lanes(const float *p, int from, int to) {
   if (from <= 0 && to >= VN) return load(p);
-  if (from >= to) return vf{};
+  if (from >= to || to <= 0 || from >= VN) return vf{};
 #if defined(__AVX512F__)
   unsigned bits = (to >= VN ? 0xffffu : (1u << to) - 1u) & ~((1u << (from < 0 ? 0 : from)) - 1u);
   return (vf)_mm512_maskz_loadu_ps((__mmask16)bits, p);
