@@ -19,7 +19,8 @@ from sparsity._stand_in import own_attributes
 _STEPS = 8
 # Beyond the sizes at which optimizers begin to factor, to precondition or to quantise; and odd, so that some entries
 # are the last ones of a tensor, which kernels of the CPU may compute in another way than the rest.
-_SIZES = ((131, 130), (5, 7), (9, 3))
+_SIZES = ((131, 130), *[(7, 9)] * 8)
+_LAST = 15
 _RATES = ("lr", "initial_lr")
 _SCALER = ("grad_scale", "found_inf")
 State = dict[str, Any]
@@ -28,9 +29,9 @@ State = dict[str, Any]
 def check_elementwise(optimizer: Optimizer, group: Mapping[str, Any], weights: Sequence[Tensor]) -> frozenset[str]:
     """Return the names of the states that ``optimizer`` keeps of single weights of this group.
 
-    Its step is made twice on random tensors: on some entries among others, and on these alone, as vectors. Weights and
-    states have to be the same bit for bit. The optimizer itself, its states and random numbers elsewhere stay as they
-    are.
+    Its step is made on random tensors: on some entries among others, among still others, and on these alone as vectors.
+    Weights and states have to be the same bit for bit. The optimizer, its states and the random numbers of torch stay
+    as they are.
 
     Args:
         optimizer: Any one.
@@ -40,114 +41,100 @@ def check_elementwise(optimizer: Optimizer, group: Mapping[str, Any], weights: S
     Raises:
         EngineError: They are not, or the step fails.
     """
+    _check_kernels(type(optimizer).__name__, group, weights)
     devices = {weight.device for weight in weights if weight.device.type != "cpu"}
     names: set[str] = set()
     with torch.random.fork_rng(sorted(devices, key=str), device_type=next(iter(devices), torch.device("cuda")).type):
         for sample in {(each.ndim, each.dtype, each.device): each for each in weights}.values():
             for orthogonal in (False, True):
-                names |= _Trial(optimizer, group, sample, orthogonal).run()
+                names |= _trial(optimizer, group, sample, orthogonal)
     return frozenset(names)
 
 
-class _Trial:
-    """One run of an optimizer on tensors like ``sample``, beside one on some of their entries."""
-
-    def __init__(self, optimizer: Optimizer, group: Mapping[str, Any], sample: Tensor, orthogonal: bool) -> None:
-        self._kind = type(optimizer).__name__
-        self._where = f"{sample.dtype} on {sample.device}".replace("torch.", "")
-        self._orthogonal = orthogonal
-        self._generator = torch.Generator().manual_seed(0)
-        self._sample = sample
-        shapes = [(*size, *[1] * sample.ndim)[: sample.ndim] for size in _SIZES]
-        self._among = [nn.Parameter(self._random(shape)) for shape in shapes]
-        self._active = [torch.rand(shape, generator=self._generator).to(sample.device) < 0.5 for shape in shapes]
-        self._alone = [nn.Parameter(each.detach()[on]) for each, on in zip(self._among, self._active, strict=True)]
-        known = optimizer.state.get(sample, {})
-        compact = COMPACT in group
-        states = [{name: _cut(value, sample, each, compact) for name, value in known.items()} for each in self._among]
-        chosen = [
-            {name: _chosen(value, each, on) for name, value in state.items()}
-            for state, each, on in zip(states, self._among, self._active, strict=True)
-        ]
-        self._known = [{name: (value, _version(value)) for name, value in state.items()} for state in states]
-        self._start = [each.detach().clone() for each in self._alone]
-        self._optimizers = _copy(optimizer, group, self._among, states), _copy(optimizer, group, self._alone, chosen)
-
-    def run(self) -> set[str]:
-        """Make the steps; return the names of states of single weights."""
-        for _ in range(_STEPS):
-            for whole, part, active in zip(self._among, self._alone, self._active, strict=True):
-                whole.grad = self._gradient(whole.detach())
-                part.grad = whole.grad[active]
-            try:
-                for each in self._optimizers:
-                    _step(each)
-            except Exception as error:
-                raise EngineError(
-                    f"compact_state: a step of {self._kind} on a small tensor, which tells whether it treats each "
-                    f"weight by itself, failed: {error}"
-                ) from error
-        if any(torch.equal(one, other) for one, other in zip(self._alone, self._start, strict=True)):
-            raise EngineError(
-                f"compact_state: a step of {self._kind} changes other tensors than those in its groups, so it can't be "
-                "made on active weights alone."
-            )
-        return self._compare()
-
-    def _compare(self) -> set[str]:
-        names = set()
-        whole, part = (each.state for each in self._optimizers)
-        for among, alone, active, known in zip(self._among, self._alone, self._active, self._known, strict=True):
-            self._same("weights", among.detach()[active], alone.detach())
-            for name in whole[among].keys() | part[alone].keys():
-                one, other = whole[among].get(name), part[alone].get(name)
-                if not isinstance(one, Tensor) or one.shape != among.shape:
-                    self._same(name, one, other)
-                elif not one.is_floating_point() or not isinstance(other, Tensor) or other.shape != alone.shape:
-                    raise self._error(f"its state {name!r} has a form of its own")
-                else:
-                    self._same(name, one[active], other)
-                    # What someone else keeps here, as Lookahead does, is none of its states.
-                    before, version = known.get(name, (None, None))
-                    if one is not before or _version(one) != version:
-                        names.add(name)
-        return names
-
-    def _same(self, name: str, one: Any, other: Any) -> None:
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
-            if torch.equal(_bytes(one), _bytes(other)):
-                return
-            difference, size = (one - other).abs().max(), one.abs().max()
-            if one.is_floating_point() and difference <= 16 * torch.finfo(one.dtype).eps * size:
-                raise EngineError(
-                    f"compact_state: {self._kind} rounds an entry by its place in a tensor ({name}, {self._where}), as "
-                    "fused kernels and those of 16-bit numbers on the CPU do, so states of active weights alone would "
-                    "not be exact. Use float32 weights and fused=False there, or leave compact_state out."
-                )
-        elif type(one) is type(other) and not isinstance(one, Tensor) and one == other:
-            return
-        raise self._error(f"{name} of some depend on the others")
-
-    def _error(self, reason: str) -> EngineError:
-        return EngineError(
-            f"compact_state: {self._kind} does not treat each weight by itself: {reason}. Use an optimizer that does, "
-            "such as SGD, Adam or AdamW, or leave compact_state out."
+def _check_kernels(kind: str, group: Mapping[str, Any], weights: Sequence[Tensor]) -> None:
+    # Seldom enough for trials to miss it.
+    here = [weight for weight in weights if weight.device.type == "cpu"]
+    short = next((weight for weight in here if weight.itemsize < 4), None)
+    if (here and group.get("fused")) or short is not None:
+        what = "its fused kernels" if short is None else f"kernels for {short.dtype}".replace("torch.", "")
+        raise EngineError(
+            f"compact_state: {kind} can't be exact on active weights alone, since on the CPU {what} round the last "
+            "entries of a tensor otherwise than the rest. Use float32 weights and fused=False, or leave compact_state "
+            "out."
         )
 
-    def _random(self, shape: Sequence[int]) -> Tensor:
-        drawn = torch.randn(tuple(shape), generator=self._generator)
-        return drawn.to(self._sample.device, self._sample.dtype)
 
-    def _gradient(self, weight: Tensor) -> Tensor:
-        if not self._orthogonal:
-            return self._random(weight.shape)
-        # Some optimizers change what they do where weights and gradient are orthogonal, in a row or altogether.
-        rows = weight.reshape(len(weight), -1)
-        rows = rows[:, : rows.shape[1] // 2 * 2].view(len(rows), -1, 2)
-        turned = torch.stack([rows[..., 1], -rows[..., 0]], -1).flatten(1)
-        rest = torch.zeros_like(weight).reshape(len(weight), -1)
-        rest[:, : turned.shape[1]] = turned
-        return rest.view(weight.shape)
+def _trial(optimizer: Optimizer, group: Mapping[str, Any], sample: Tensor, orthogonal: bool) -> set[str]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(*size, *[1] * sample.ndim)[: sample.ndim] for size in _SIZES]
+    active = [_active(shape, generator).to(sample.device) for shape in shapes]
+    among, beside = ([nn.Parameter(_normal(shape, sample, generator)) for shape in shapes] for _ in range(2))
+    _copy_active(among, beside, active)
+    alone = [nn.Parameter(each.detach()[on]) for each, on in zip(among, active, strict=True)]
+    start = [each.detach().clone() for each in alone]
+    known = optimizer.state.get(sample, {})
+    states = [{name: _cut(value, sample, each, COMPACT in group) for name, value in known.items()} for each in among]
+    before = [{name: (value, copy.deepcopy(value)) for name, value in state.items()} for state in states]
+    others = copy.deepcopy(states)
+    vectors = [
+        {name: value[on] if _is_like(value, on) else copy.deepcopy(value) for name, value in state.items()}
+        for state, on in zip(states, active, strict=True)
+    ]
+    tried = [
+        _copy(optimizer, group, tensors, of) for tensors, of in ((among, states), (beside, others), (alone, vectors))
+    ]
+    for _ in range(_STEPS):
+        for one, other, vector, on in zip(among, beside, alone, active, strict=True):
+            one.grad, other.grad = (_gradient(each.detach(), orthogonal, generator) for each in (one, other))
+            other.grad[on] = one.grad[on]
+            vector.grad = one.grad[on]
+        for each in tried:
+            _step(each)
+    kind = type(optimizer).__name__
+    if any(torch.equal(each, first) for each, first in zip(alone, start, strict=True)):
+        raise EngineError(
+            f"compact_state: a step of {kind} changes other tensors than those in its groups, so it can't be made on "
+            "active weights alone."
+        )
+    names: set[str] = set()
+    for one, other, vector, on, first in zip(among, beside, alone, active, before, strict=True):
+        results = [
+            {"weights": each, **made.state[each]} for made, each in zip(tried, (one, other, vector), strict=True)
+        ]
+        _check_same(kind, [{n: v[on] if _is_like(v, on) else v for n, v in result.items()} for result in results])
+        for name, value in tried[0].state[one].items():
+            # What someone else keeps here, as Lookahead does, is none of its states.
+            if _is_like(value, on) and not (value is first.get(name, (None,))[0] and _equal(value, first[name][1])):
+                names.add(name)
+    return names
+
+
+def _check_same(kind: str, results: Sequence[Mapping[str, Any]]) -> None:
+    among, beside, alone = results
+    depends = [name for name in among if name not in beside or not _equal(among[name], beside[name])]
+    if depends:
+        raise EngineError(
+            f"compact_state: {kind} does not treat each weight by itself: {depends[0]} of some depend on others. Use "
+            "an optimizer that does, such as SGD, Adam or AdamW, or leave compact_state out."
+        )
+    differs = [name for name in among if name not in alone or not _equal(among[name], alone[name])]
+    if differs:
+        raise EngineError(
+            f"compact_state: {kind} gets other {differs[0]} of a weight in a tensor of another shape, if only by "
+            "rounding. Use an optimizer that does not, such as SGD, Adam or AdamW, or leave compact_state out."
+        )
+
+
+def _step(optimizer: Optimizer) -> None:
+    step: Any = type(optimizer).step
+    try:
+        # Without hooks on all optimizers, which have nothing to do with this one.
+        (step.__wrapped__ if getattr(step, "hooked", False) else step)(optimizer)
+    except Exception as error:
+        raise EngineError(
+            f"compact_state: a step of {type(optimizer).__name__} on small tensors, which tells whether it treats each "
+            f"weight by itself, failed: {error}"
+        ) from error
 
 
 def _copy(optimizer: Optimizer, group: Mapping[str, Any], tensors: list[nn.Parameter], states: list[State]) -> Any:
@@ -174,12 +161,6 @@ def _nonzero(rate: Any) -> Any:
     return rate or 0.01
 
 
-def _step(optimizer: Optimizer) -> None:
-    step: Any = type(optimizer).step
-    # Without hooks on all optimizers, which have nothing to do with this one.
-    (step.__wrapped__ if getattr(step, "hooked", False) else step)(optimizer)
-
-
 def _cut(value: Any, sample: Tensor, like: Tensor, compact: bool) -> Any:
     """Return a state for the tensor ``like`` from the state of ``sample``."""
     vector = compact and isinstance(value, Tensor) and value.ndim == 1
@@ -189,13 +170,43 @@ def _cut(value: Any, sample: Tensor, like: Tensor, compact: bool) -> Any:
     return flat.repeat(math.ceil(like.numel() / max(len(flat), 1)))[: like.numel()].view(like.shape)
 
 
-def _chosen(value: Any, whole: Tensor, active: Tensor) -> Any:
-    return value[active] if isinstance(value, Tensor) and value.shape == whole.shape else copy.deepcopy(value)
+def _active(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return half of all places, with the last ones, which are not among the last of a vector then."""
+    active = torch.rand(tuple(shape), generator=generator) < 0.5
+    active.view(-1)[-_LAST:] = True
+    active.view(-1)[0] = False
+    return active
 
 
-def _version(value: Any) -> int:
-    return value._version if isinstance(value, Tensor) else 0
+def _normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(tuple(shape), generator=generator).to(like.device, like.dtype)
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().flatten().view(torch.uint8)
+@torch.no_grad()
+def _copy_active(source: Sequence[Tensor], target: Sequence[Tensor], active: Sequence[Tensor]) -> None:
+    for one, other, on in zip(source, target, active, strict=True):
+        other[on] = one[on]
+
+
+def _gradient(weight: Tensor, orthogonal: bool, generator: torch.Generator) -> Tensor:
+    if not orthogonal:
+        return _normal(weight.shape, weight, generator)
+    # Some optimizers change what they do where weights and gradient are orthogonal, in a row or altogether.
+    rows = weight.reshape(len(weight), -1)
+    pairs = rows[:, : rows.shape[1] // 2 * 2].view(len(rows), -1, 2)
+    turned = torch.zeros_like(rows)
+    turned[:, : pairs[0].numel()] = torch.stack([pairs[..., 1], -pairs[..., 0]], -1).flatten(1)
+    return turned.view(weight.shape)
+
+
+def _is_like(value: Any, active: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == active.shape
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Tell whether two states are the same, tensors bit for bit."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and one == other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(*(each.detach().flatten().view(torch.uint8) for each in (one, other)))
