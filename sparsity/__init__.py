@@ -14,9 +14,12 @@ from sparsity._deferred import draw_masks
 from sparsity._engine import Engine
 from sparsity._errors import (
     AllocationError,
+    BuildError,
+    CompileError,
     EngineError,
     MaskError,
     NoEffectWarning,
+    PlanError,
     RecordError,
     SparsityError,
     SparsityWarning,
@@ -52,6 +55,7 @@ from sparsity._structure_spec import structure_from_spec, structure_to_spec
 from sparsity._trails import PRESETS, Preset, trails
 from sparsity._training_flops import TrainingFlops
 from sparsity._training_plan import training_plan
+from sparsity.runtime import SparseNet, compile
 
 __all__ = [
     "NM",
@@ -59,7 +63,9 @@ __all__ = [
     "AllocationError",
     "Amount",
     "Blocks",
+    "BuildError",
     "Choice",
+    "CompileError",
     "CsvLog",
     "Engine",
     "EngineError",
@@ -74,11 +80,13 @@ __all__ = [
     "NoEffectWarning",
     "Overlap",
     "Phase",
+    "PlanError",
     "Preset",
     "RecordError",
     "Rewiring",
     "Rule",
     "ScalarLog",
+    "SparseNet",
     "SparsityError",
     "SparsityWarning",
     "Structure",
@@ -87,6 +95,7 @@ __all__ = [
     "attention",
     "by_component",
     "classifier",
+    "compile",
     "constant",
     "cosine",
     "cubic",
