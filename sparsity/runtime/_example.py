@@ -87,7 +87,9 @@ def check_network(net: Any) -> None:
                 "sparsity.compile(fxsplit.trace(model, example), example)."
             )
         raise CompileError(f"compile takes a traced network (torch.fx.GraphModule), got {type(net).__name__}.")
-    training = [path or "the network" for path, module in net.named_modules() if module.training]
+    # A mask that is put on a network in eval mode is in training mode itself, which makes no difference.
+    modules = [(path, module) for path, module in net.named_modules() if "parametrizations" not in path.split(".")]
+    training = [path or "the network" for path, module in modules if module.training]
     if training:
         raise CompileError(
             f"compile makes a network for inference, but {listed(training, 3)} is in training mode. Call net.eval() "
