@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from fxsplit._batch_ensemble._model import BatchEnsembleModel
+from fxsplit._batch_ensemble._surgery import batch_ensemble
 from fxsplit._cuts._find import Crossing, Cut, Cuts, find_cuts
 from fxsplit._draw._drawing import Drawing, draw
 from fxsplit._ensemble._full import ensemble
@@ -19,6 +21,8 @@ from fxsplit._errors import (
     SplitError,
     TraceError,
 )
+from fxsplit._fission._loss import ensemble_distillation
+from fxsplit._fission._surgery import fission
 from fxsplit._flops import layer_flops, other_flops
 from fxsplit._generate import as_generator, generate
 from fxsplit._head_loss import head_loss
@@ -41,6 +45,7 @@ from fxsplit._vote import CallableVote, MeanVote, ProbVote
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchEnsembleModel",
     "CallableVote",
     "Crossing",
     "Cut",
@@ -67,10 +72,13 @@ __all__ = [
     "TracedModel",
     "__version__",
     "as_generator",
+    "batch_ensemble",
     "draw",
     "ensemble",
+    "ensemble_distillation",
     "export_onnx",
     "find_cuts",
+    "fission",
     "generate",
     "head_loss",
     "head_state_dict",

@@ -16,13 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fxsplit._cuts._find import recorded_cut
 from fxsplit._errors import SpecError, near_matches
 from fxsplit._init._replica import Slot, slots_of
 from fxsplit._io._packing import MaskedSite, masked_sites, pack, unpack
+from fxsplit._io._replay import replay
 from fxsplit._io._spec import check_nodes, decode, encode, restore_example, versions
 from fxsplit._split._model import SPEC, SplitModel
-from fxsplit._split._surgery import split
 from fxsplit._trace import TracedModel, trace
 
 _MASK = "#mask"
@@ -94,14 +93,10 @@ def load(
     check_nodes(
         surgery["nodes"], [node.name for node in model.graph.nodes], type(model.source).__name__, spec["versions"]
     )
-    net = split(
+    net = replay(
         _without_values(model),
-        recorded_cut(model, surgery["split"] or "", surgery["node"]),
-        surgery["heads"],
-        "copy",
+        surgery,
         copy.deepcopy(vote) if isinstance(vote, nn.Module) else vote or surgery["vote"],
-        share=surgery["share"],
-        tied=surgery["tied"],
     )
     net.meta[SPEC] = surgery
     if spec["masked_paths"]:

@@ -64,7 +64,7 @@ class SplitModel(NamedInputs):
         root = nn.Module()
         root.trunk, root.vote = trunk, vote
         root.heads = nn.ModuleList(heads)
-        net = cls(root, graph, class_name="SplitModel")
+        net = cls(root, graph, class_name=cls.__name__)
         # The constructor makes a plain module of every container.
         net.heads = root.heads
         net.training = net.heads.training = vote.training = training

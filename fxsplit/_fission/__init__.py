@@ -1,0 +1,1 @@
+"""Network Fission Ensembles: members that each own a part of one network's weights."""
