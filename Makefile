@@ -4,12 +4,13 @@ VENV := .venv
 LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+DEEPSPARSE := .venv-deepsparse
 
 # One BLAS thread per test worker: two workers with two threads each only fight over two cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 WORKERS ?= auto
 
-.PHONY: demo test test-slow test-gpu test-lowest lint bench clean
+.PHONY: demo test test-slow test-gpu test-lowest lint bench deepsparse clean
 
 demo: $(STAMP)
 	$(RUN) -m recipes demo
@@ -38,6 +39,19 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(RUN) -m benchmarks.surgery
 
+# The engine that the paper used, for `python -m benchmarks.inference` alone: proprietary, for evaluation only, end of life.
+deepsparse:
+	@if command -v uv >/dev/null 2>&1; then \
+	    uv venv --quiet --allow-existing --python 3.11 $(DEEPSPARSE) && \
+	    uv pip install --quiet --python $(DEEPSPARSE)/bin/python -r benchmarks/inference/deepsparse.txt; \
+	else \
+	    python=$$(command -v python3.11 || command -v python3.10) || \
+	        { echo "DeepSparse needs Python 3.10 or 3.11; install one of them, or uv, which fetches it" >&2; exit 1; }; \
+	    $$python -m venv $(DEEPSPARSE) && \
+	    $(DEEPSPARSE)/bin/python -m pip install --quiet -r benchmarks/inference/deepsparse.txt; \
+	fi
+	@NM_DISABLE_ANALYTICS=True $(DEEPSPARSE)/bin/python -c "import deepsparse; print('DeepSparse', deepsparse.__version__)"
+
 $(STAMP): pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 	    uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
@@ -49,4 +63,4 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info runs
+	rm -rf $(VENV) $(LOWEST) $(DEEPSPARSE) build dist *.egg-info runs
