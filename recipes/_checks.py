@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxsplit
-from recipes._train import head_logits
+from recipes.evaluation import head_logits
 
 ONNX_TOLERANCE = 1e-5
 

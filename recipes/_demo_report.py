@@ -18,11 +18,11 @@ from recipes import _plots as plots
 from recipes import _report as html
 from recipes._budget import CONVENTION
 from recipes._checks import Check
-from recipes._data import Data, Examples
-from recipes._metrics import calibration_bins, mean_probability
 from recipes._run import Run
 from recipes._settings import Settings
 from recipes._tables import SPREAD_RULE, Row, table, verdicts
+from recipes.data import Data, Examples
+from recipes.evaluation import FEWEST, Looks, Series, calibration_bins, looks, mean_probability, reliability_diagram
 
 LIBRARIES = ("torch", "timm", "torchmetrics", "scikit-learn", "onnxruntime", "numpy")
 
@@ -75,7 +75,7 @@ def write_report(
         net: The NeuroTrails network, loaded again.
         seconds: Wall time of the demo so far.
     """
-    look = plots.looks(row["label"] for row in summary)
+    look = looks(row["label"] for row in summary)
     lead = (
         f"Four systems on {data.name}, {_count(settings.seeds, 'seed')} each, trained under one budget rule. "
         f"Computed in {seconds:.0f} s by python -m recipes demo on {platform.machine()}, {_processor()}."
@@ -93,7 +93,7 @@ def write_report(
     file.write_text(html.page(title, lead, sections), encoding="utf-8")
 
 
-def _result_figures(runs: Sequence[Run], labels: Tensor, look: plots.Looks) -> list[tuple[str, str]]:
+def _result_figures(runs: Sequence[Run], labels: Tensor, look: Looks) -> list[tuple[str, str]]:
     by_label = _by_label(runs)
     trade_off = {
         label: (same[0].plan.cost.masked / 1e6, [run.metrics["accuracy_prob"] for run in same])
@@ -114,15 +114,15 @@ def _result_figures(runs: Sequence[Run], labels: Tensor, look: plots.Looks) -> l
         for label, same in by_label.items()
         if same[0].plan.heads > 1
     }
-    binned = f"Reliability diagram: test predictions of all seeds, bins with {plots.FEWEST} or more of them."
+    binned = f"Reliability diagram: test predictions of all seeds, bins with {FEWEST} or more of them."
     return [
         (plots.trade_off(trade_off, look), "Small dots are seeds; the bar is mean and standard deviation."),
-        (plots.reliability(bins, look), binned),
+        (reliability_diagram(bins, look).svg(), binned),
         (plots.diversity(diversity, look), "How much heads differ, and what voting makes of it."),
     ]
 
 
-def _training_figures(runs: Sequence[Run], look: plots.Looks) -> list[tuple[str, str]]:
+def _training_figures(runs: Sequence[Run], look: Looks) -> list[tuple[str, str]]:
     columns = (
         ("validation_accuracy", "validation accuracy", True, "Accuracy of the vote after each epoch, a line per seed."),
         ("validation_nll", "validation NLL", False, "NLL of the vote after each epoch."),
@@ -136,7 +136,7 @@ def _training_figures(runs: Sequence[Run], look: plots.Looks) -> list[tuple[str,
             ]
             for label, same in _by_label(runs).items()
         }
-        drawings.append((plots.learning_curves(key, title, curves, look, percent=percent), caption))
+        drawings.append((plots.learning_curves(key, title, curves, look, shares=percent), caption))
     return drawings
 
 
@@ -150,7 +150,7 @@ def _network(net: nn.Module, runs: Sequence[Run]) -> str:
     return drawing + html.figures(drawings)
 
 
-def _updates(run: Run) -> dict[str, plots.Series]:
+def _updates(run: Run) -> dict[str, Series]:
     """Steps and counts per component; components that always changed as many weights share one line."""
     series: dict[str, dict[int, int]] = defaultdict(dict)
     for row in run.updates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,7 +19,8 @@ th, td { padding: .35rem .55rem; border-bottom: 1px solid #e2e2e2; text-align: r
 th { border-bottom: 2px solid #999; font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; } td.text { text-align: left; white-space: normal; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1.4rem 2rem; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; } figcaption { color: #444; font-size: .88rem; }
+figure { margin: 0; } figure svg, figure img { width: 100%; height: auto; }
+figcaption { color: #444; font-size: .88rem; }
 .pass { color: #00703c; font-weight: 600; } .fail { color: #b00020; font-weight: 600; }
 @media (max-width: 520px) { .figures { grid-template-columns: 1fr; } }
 @media print { body { max-width: none; margin: 0; } figure, table { break-inside: avoid; } }
@@ -74,9 +76,15 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def figures(drawings: Iterable[tuple[str, str]]) -> str:
-    """Lay SVG drawings out in a grid, each with its caption in text."""
+    """Lay drawings out in a grid: SVG or what `picture` made, each with its caption in text."""
     inner = "".join(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for svg, caption in drawings)
     return f'<div class="figures">{inner}</div>'
+
+
+def picture(png: bytes, description: str) -> str:
+    """Render a PNG file inside the page, with a description for those who can't see it."""
+    data = base64.b64encode(png).decode("ascii")
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(description)}">'
 
 
 def checks(results: Iterable[tuple[str, bool, str]]) -> str:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 import fxsplit
 import sparsity
 from recipes._budget import Plan
-from recipes._data import Data, shift_by_one
 from recipes._methods import MakeNet, Method
-from recipes._metrics import disagreement, evaluate, mean_probability
 from recipes._settings import Hyper
-from recipes._train import History, head_logits, train
+from recipes._train import History, train
+from recipes.data import Data, shift_by_one
+from recipes.evaluation import diversity, evaluate, head_logits, headline, mean_probability
 
 Row = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Run:
         label: Label of the method.
         seed: Training seed.
         plan: Epochs and FLOPs.
-        metrics: Of the test set, see `evaluate`.
+        metrics: Of the test set, see `headline`.
         seconds: Wall time of the training steps.
         logits: Test logits of the heads, `[M, N, K]`.
         curves: One row per epoch, measured on the validation set.
@@ -99,7 +99,7 @@ def execute(
         label=method.label,
         seed=seed,
         plan=plan,
-        metrics=evaluate(logits, data.test.y),
+        metrics=headline(evaluate(logits, data.test.y)),
         seconds=sum(history.seconds for history in histories),
         logits=logits.numpy(),
         curves=_curves(histories, plan, data.validation.y),
@@ -127,7 +127,7 @@ def _curves(histories: list[History], plan: Plan, labels: Tensor) -> list[Row]:
                 "train_loss": sum(history.losses[epoch] for history in histories) / len(histories),
                 "validation_accuracy": (voted.argmax(-1) == labels).double().mean().item(),
                 "validation_nll": nn.functional.nll_loss(voted, labels).item(),
-                "validation_disagreement": disagreement(logits),
+                "validation_disagreement": diversity(logits, labels)["disagreement"],
             }
         )
     return rows

@@ -13,8 +13,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import fxsplit
-from recipes._data import Augment, Data, batches, steps_per_epoch
 from recipes._settings import Hyper
+from recipes.data import Augment, Data, batches, steps_per_epoch
+from recipes.evaluation import head_logits
 
 Callback = Callable[[Any], None]
 Attach = Callable[[nn.Module, Optimizer, int, Callback], Any]
@@ -37,27 +38,6 @@ class History:
     updates: list[Any] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
-
-
-def head_logits(net: nn.Module, x: Tensor, batch_size: int = 512) -> Tensor:
-    """Compute every head's logits in evaluation mode: `[N, ...]` to `[M, N, K]`. The mode is put back afterwards.
-
-    Args:
-        net: A split model, or any network, which counts as one head.
-        x: Inputs.
-        batch_size: Inputs per forward pass.
-    """
-    training = net.training
-    net.eval()
-    try:
-        with torch.no_grad():
-            parts = [
-                torch.stack(net.head_outputs(part)) if isinstance(net, fxsplit.SplitModel) else net(part)[None]
-                for part in x.split(batch_size)
-            ]
-    finally:
-        net.train(training)
-    return torch.cat(parts, dim=1)
 
 
 def loss_of(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from recipes._checks import Check, exports, relative_error, reloads, run_onnx
 from recipes._demo import Job, demo, factory, load_data, plan_all, run_job
 from recipes._errors import RecipeError
 from recipes._settings import Settings
-from recipes._train import head_logits
+from recipes.evaluation import head_logits
 
 SYSTEMS = ["single", "ensemble", "treenet", "neurotrails"]
 

@@ -7,14 +7,16 @@ import pytest
 
 from recipes import _plots as plots
 from recipes import _report as html
+from recipes.evaluation import looks, reliability_diagram
 
-LOOK = plots.looks(["a & b", "c"])
+LOOK = looks(["a & b", "c"])
 SERIES = {"a & b": [([0.5, 1.0], [0.4, 0.2])], "c": [([0.5, 1.0], [0.9, 0.8]), ([0.5, 1.0], [0.8, 0.7])]}
+BINS = {"a & b": [(0.5, 0.4, 3), (0.9, 1.0, 9)], "c": [(0.7, 0.7, 1)]}
 
 DRAWINGS = {
     "curves": lambda: plots.learning_curves("curves", "loss", SERIES, LOOK),
-    "percent": lambda: plots.learning_curves("percent", "accuracy", SERIES, LOOK, percent=True),
-    "reliability": lambda: plots.reliability({"a & b": [(0.5, 0.4, 3), (0.9, 1.0, 9)], "c": [(0.7, 0.7, 1)]}, LOOK),
+    "percent": lambda: plots.learning_curves("percent", "accuracy", SERIES, LOOK, shares=True),
+    "reliability": lambda: reliability_diagram(BINS, LOOK).svg(),
     "trade_off": lambda: plots.trade_off({"a & b": (1.0, [0.9]), "c": (2.0, [0.8, 0.9])}, LOOK),
     "diversity": lambda: plots.diversity({"c": ([0.1, 0.2], [0.8, 0.9], [0.9, 0.9])}, LOOK),
     "density": lambda: plots.layer_densities([("conv.weight", 1.0), ("fc.weight", 0.1)], 0.2),

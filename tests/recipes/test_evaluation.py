@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes._metrics import calibration_bins, disagreement, evaluate, mean_logit, mean_probability
+from recipes.evaluation import EvaluationError, calibration_bins, disagreement, evaluate, mean_logit, mean_probability
 
 
 def logits_of(*heads: list[list[float]]) -> Tensor:
@@ -51,7 +51,10 @@ def test_disagreement_is_the_mean_over_pairs_without_the_zero_diagonal() -> None
 
 
 def test_disagreement_of_one_head_is_no_number() -> None:
-    assert math.isnan(disagreement(torch.zeros(1, 4, 2)))
+    with pytest.raises(EvaluationError, match=r"needs logits \[M, N, K\] of M >= 2 heads; got M=1"):
+        disagreement(torch.zeros(1, 4, 2))
+    measured = evaluate(torch.zeros(1, 4, 2), torch.zeros(4, dtype=torch.long))
+    assert all(math.isnan(measured[name]) for name in ("disagreement", "any_conflict", "pairwise_kl", "q_statistic"))
 
 
 def test_calibration_bins_give_the_same_ece_as_torchmetrics() -> None:
