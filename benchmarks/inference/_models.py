@@ -69,21 +69,21 @@ def wide_resnet_trails(
     return settled(net, _IMAGES)
 
 
-def timm_net(name: str) -> nn.Module:
-    """One dense network of timm."""
+def timm_net(name: str, pixels: int) -> nn.Module:
+    """One dense network of timm, for images of so many pixels in height and width."""
     import timm
 
     torch.manual_seed(0)
-    images = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, pixels, pixels)
     return settled(fxsplit.trace(timm.create_model(name), images), images)
 
 
-def timm_trails(name: str, split: str, heads: int, sparsity: float) -> fxsplit.SplitModel:
+def timm_trails(name: str, pixels: int, split: str, heads: int, sparsity: float) -> fxsplit.SplitModel:
     """A network of timm with sparse heads."""
     import timm
 
     torch.manual_seed(0)
-    images = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, pixels, pixels)
     net = fxsplit.neurotrailify(timm.create_model(name), split, heads, sparsity=sparsity, example=images)
     return settled(net, images)
 

@@ -117,13 +117,20 @@ def _wide_resnets(quick: bool) -> Iterator[Net]:
 def _resnets(quick: bool) -> Iterator[Net]:
     name, split, pixels = ("resnet10t", "layer3.0", 64) if quick else ("resnet50", "layer3.2", 224)
     images = partial(_images, pixels)
-    yield Net("resnet-single", f"{name}, single dense", "resnet", partial(models.timm_net, name), images, role="single")
+    yield Net(
+        "resnet-single",
+        f"{name}, single dense",
+        "resnet",
+        partial(models.timm_net, name, pixels),
+        images,
+        role="single",
+    )
     for sparsity in (0.7, 0.9, 0.95):
         yield Net(
             f"resnet-erk-{_short(sparsity)}",
             f"{name}, NeuroTrails M={HEADS}, S={_short(sparsity)}, ERK",
             "resnet",
-            partial(models.timm_trails, name, split, HEADS, sparsity),
+            partial(models.timm_trails, name, pixels, split, HEADS, sparsity),
             images,
             sparsity,
             "erk",
