@@ -87,7 +87,7 @@ def batch_ensemble(
     if left and layers is None:
         warnings.warn(
             f"{len(left)} modules have weights that stay the same for all members, since they are no linear layer or "
-            f"convolution by themselves: {', '.join(left[:5])}.",
+            f"convolution that sees the batch: {', '.join(left[:5])}.",
             FxSplitWarning,
             stacklevel=2,
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxsplit._cuts._find import Cut
 from fxsplit._cuts._locate import At
@@ -16,6 +16,7 @@ from fxsplit._errors import SplitError
 from fxsplit._exclusive import exclusive
 from fxsplit._fission._groups import check_kept, share_out, versions
 from fxsplit._fission._paths import build
+from fxsplit._graph import is_size, target_name
 from fxsplit._split._model import SplitModel
 from fxsplit._split._surgery import Init, check_arguments, warn_of_equal_heads
 from fxsplit._trace import TracedModel
@@ -57,8 +58,8 @@ def fission(
         at: Where the paths part: as for `split`, or a sequence of up to M - 1 such places in the order of execution.
         members: Number of paths M, at least 2.
         layers: Which layers behind the cut are shared out: paths of layers or of modules around them, globs, a function
-            ``(path, module) -> bool``, or None for every linear layer and convolution but 1x1 convolutions and the last
-            layer, as in the paper. Those left out, and norms and biases, every path has for itself.
+            ``(path, module) -> bool``, or None for every linear layer and convolution but the last layer and 1x1
+            convolutions on shortcuts, as in the paper. Those left out, and norms and biases, every path has for itself.
         init: As for `split`. With ``'copy'`` the weights of a path are those that the model has there; in distribution
             it makes no difference.
         vote: How predictions are averaged: see `split`.
@@ -115,11 +116,24 @@ def _shared_out(graph: TracedModel, net: SplitModel, layers: Layers) -> list[str
     known = {path: graph.get_submodule(path) for path in calls if features_of(graph.get_submodule(path)) is not None}
     if layers is None and known:
         last = list(known)[-1]
-        known = {path: layer for path, layer in known.items() if path != last and not _is_pointwise(layer)}
+        shortcuts = {
+            str(node.target) for node in graph.graph.nodes if node.target in known and _is_shortcut(graph, node)
+        }
+        known = {path: layer for path, layer in known.items() if path != last and path not in shortcuts}
     return choose(layers, known, {path for path, _ in graph.source.named_modules()})
 
 
-def _is_pointwise(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.modules.conv._ConvNd):
+def _is_shortcut(graph: TracedModel, node: fx.Node) -> bool:
+    """Whether a layer is a 1x1 convolution beside others: they get the same input, and the results are added."""
+    layer = graph.get_submodule(str(node.target))
+    if not isinstance(layer, nn.modules.conv._ConvNd) or any(size != 1 for size in layer.kernel_size):
         return False
-    return all(size == 1 for size in cast("tuple[int, ...]", layer.kernel_size))
+    if sum(not is_size(user) for user in node.all_input_nodes[0].users) < 2:
+        return False
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if target_name(node).strip("_") in ("add", "iadd"):
+            return True
+        if node.op != "call_module" or features_of(graph.get_submodule(str(node.target))) is not None:
+            return False
+    return False
