@@ -15,7 +15,6 @@ import fxsplit
 from fxsplit._table import text_table
 from recipes._budget import Plan, plan
 from recipes._checks import Check, exports, reloads
-from recipes._data import Data, digits, steps_per_epoch
 from recipes._demo_report import conventions, write_report
 from recipes._errors import RecipeError
 from recipes._methods import Method, full_ensemble, neurotrails, single_dense, treenet
@@ -24,6 +23,7 @@ from recipes._pool import one_thread, run_all
 from recipes._run import Run, execute
 from recipes._settings import Settings, prepare_folder
 from recipes._tables import Row, result_row, summarise, table, verdicts, write_csv
+from recipes.data import Data, digits, steps_per_epoch
 
 SAVED = "neurotrails.safetensors"
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from recipes._data import Examples, batches, digits, shift_by_one, steps_per_epoch, stratified_rows
 from recipes._errors import RecipeError
+from recipes.data import Examples, batches, digits, shift_by_one, steps_per_epoch, stratified_rows
 
 
 def test_parts_are_disjoint_and_cover_everything() -> None:
