@@ -166,6 +166,7 @@ def channel_statistics(images: Images, batch_size: int = 4096) -> tuple[tuple[fl
         batch_size: Images held as integers at once.
 
     Example:
+        >>> from recipes.data import MemoryImages
         >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
         >>> channel_statistics(MemoryImages(pixels, torch.zeros(2), torch.arange(2)))
         ((0.5,), (0.5,))

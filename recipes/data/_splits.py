@@ -88,8 +88,9 @@ def keep_images(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         DataError: There are not that many, or not one of each class could be kept.
 
     Example:
-        >>> keep_images(np.repeat([0, 1], 10), count=4, seed=0).tolist()
-        [4, 6, 11, 18]
+        >>> labels = np.repeat([0, 1], 10)
+        >>> labels[keep_images(labels, count=4, seed=0)].tolist()
+        [0, 0, 1, 1]
     """
     classes = len(np.unique(labels))
     if not classes <= count <= len(labels):

@@ -30,6 +30,7 @@ class Blocks:
         length: Tokens per block, L.
 
     Example:
+        >>> from recipes.data import Blocks
         >>> blocks = Blocks(torch.arange(7, dtype=torch.int32), length=3)
         >>> len(blocks), blocks.fetch(torch.tensor([1]))[0]
         (2, tensor([[3, 4, 5]]))
