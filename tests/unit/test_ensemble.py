@@ -42,7 +42,7 @@ def test_members_are_whole_models_that_share_nothing() -> None:
     assert sum(p.numel() for p in net.parameters()) == 3 * sum(p.numel() for p in model.parameters())
     assert len({p.data_ptr() for p in net.parameters()}) == 3 * len(list(model.parameters()))
     assert not list(net.trunk.parameters())
-    convs = [head.get_submodule("conv").weight for head in net.heads]
+    convs = [head.get_parameter("conv.weight") for head in net.heads]
     for index in range(3):
         assert not torch.equal(convs[index], convs[index - 1])
         assert not torch.equal(convs[index], model.conv.weight)
@@ -77,7 +77,7 @@ def test_seed_decides_and_the_trace_of_a_model_is_the_model() -> None:
     nets = [fxsplit.ensemble(graph, 2, seed=seed, example=example) for graph, seed, example in (
         (model, 5, X), (fxsplit.trace(model, X), 5, None), (model, 6, X))]  # fmt: skip
     assert torch.equal(torch.get_rng_state(), state)
-    weights = [net.heads[1].get_submodule("conv").weight for net in nets]
+    weights = [net.heads[1].get_parameter("conv.weight") for net in nets]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -116,7 +116,7 @@ def test_copy_and_file_are_the_same_network(tmp_path: Path) -> None:
 
 
 def tiny_llama() -> LlamaForCausalLM:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes)).eval()
 
 
