@@ -6,12 +6,8 @@
 
 class Conv : public Step {
  public:
-  Conv(const Window &w, const float *weight, const float *bias, InputAffine affine, Epilogue epilogue)
-      : w_(w), affine_(std::move(affine)), epilogue_(epilogue) {
-    const size_t size = (size_t)w.outputs * w.inputs * w.taps();
-    size_t count = 0;
-    for (size_t i = 0; i < size; i++) count += weight[i] != 0;
-    layout_ = choose_layout(w, (double)count, MAX_VECTORS);
+  Conv(const Window &w, const Layout &layout, const float *weight, const float *bias, InputAffine affine, Epilogue epilogue)
+      : w_(w), layout_(layout), affine_(std::move(affine)), epilogue_(epilogue) {
     stream_.fill(weight, w.outputs, w.inputs, w.taps(), layout_.block, false,
                  [&](int channel, int tap) { return (uint16_t)(channel * layout_.per + layout_.taps[tap]); });
     if (bias) stream_.bias.assign(bias, bias + w.outputs);
@@ -46,12 +42,12 @@ class Conv : public Step {
         t.out[i] = buffers[target] + (image + i) * image_out;
         t.residual[i] = residual ? residual + (image + i) * image_out : nullptr;
       }
+      const WindowPacker packer(w_, l, r0, c0);
       const TileKernel kernel = tile_kernel(l.vectors, count, false);
       for (t.block = 0; t.block < stream_.blocks; t.block++) {
         const int c = t.block * l.block;
         for (int i = 0; i < count; i++)
-          pack_window(w_, l, source + (image + i) * image_in, c, std::min(w_.inputs, c + l.block), r0, c0, affine_,
-                      packed + i * block_floats);
+          packer.pack(source + (image + i) * image_in, c, std::min(w_.inputs, c + l.block), affine_, packed + i * block_floats);
         kernel(stream_, t);
       }
     });

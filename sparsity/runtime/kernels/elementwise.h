@@ -14,8 +14,13 @@ struct AffineStep : Step {
     for (long i = range.first; i < range.last; i++) {
       const float *x = buffers[reads[0]] + i * inner;
       float *y = buffers[target] + i * inner;
-      const ChannelAffine apply(affine, (int)(i % channels));
-      for (long j = 0; j < inner; j += VN) store_first(y + j, apply(load_lanes(x + j, 0, (int)std::min<long>(VN, inner - j))), (int)std::min<long>(VN, inner - j));
+      with_affine(affine, [&](auto *kind) {
+        const std::remove_pointer_t<decltype(kind)> apply(affine, (int)(i % channels));
+        for (long j = 0; j < inner; j += VN) {
+          const int lanes = (int)std::min<long>(VN, inner - j);
+          store_first(y + j, apply(load_lanes(x + j, 0, lanes)), lanes);
+        }
+      });
     }
   }
   double cost() const override { return (double)channels * inner / VN; }
@@ -68,13 +73,15 @@ struct MeanStep : Step {
     const Range range(samples * channels, from, to);
     for (long i = range.first; i < range.last; i++) {
       const float *x = buffers[reads[0]] + i * inner;
-      const ChannelAffine apply(affine, (int)(i % channels));
       vf total{};
-      for (long j = 0; j < inner; j += VN) {
-        const int lanes = (int)std::min<long>(VN, inner - j);
-        vf v = apply(load_lanes(x + j, 0, lanes));
-        total += lanes < VN ? keep_lanes(v, 0, lanes) : v;
-      }
+      with_affine(affine, [&](auto *kind) {
+        const std::remove_pointer_t<decltype(kind)> apply(affine, (int)(i % channels));
+        for (long j = 0; j < inner; j += VN) {
+          const int lanes = (int)std::min<long>(VN, inner - j);
+          vf v = apply(load_lanes(x + j, 0, lanes));
+          total += lanes < VN ? keep_lanes(v, 0, lanes) : v;
+        }
+      });
       buffers[target][i] = sum(total) / inner;
     }
   }

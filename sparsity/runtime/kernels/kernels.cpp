@@ -51,7 +51,9 @@ int plan_conv2d(Plan *plan, int source, int target, int residual, const int *win
         if (w.taps() == 1 && w.sy == 1 && w.sx == 1 && !w.py && !w.px)
           return append(plan, std::make_unique<Pointwise>(w.inputs, w.outputs, w.height * w.width, 1, weight, bias, affine, epilogue),
                         {source}, target, residual);
-        return append(plan, std::make_unique<Conv>(w, weight, bias, affine, epilogue), {source}, target, residual);
+        const double nonzeros = (double)count_nonzeros(weight, (size_t)w.outputs * w.inputs * w.taps());
+        const Layout layout = choose_layout(w, nonzeros, MAX_VECTORS);
+        return append(plan, std::make_unique<Conv>(w, layout, weight, bias, affine, epilogue), {source}, target, residual);
       },
       -1);
 }

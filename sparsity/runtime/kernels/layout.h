@@ -82,16 +82,16 @@ static double layout_cost(const Window &w, const Layout &l, double nonzeros) {
                   w.outputs * (l.vectors * rate::emit + (l.pitch == w.out_width() ? 0 : 3 * l.rows)));
 }
 
-// Try every tile that fits into registers, both ways to pack, and blocks for either cache; keep the cheapest.
-static Layout choose_layout(const Window &w, double nonzeros, int max_vectors) {
+// Every tile that fits into registers, both ways to pack, and blocks for either cache.
+static std::vector<Layout> possible_layouts(const Window &w, double nonzeros, int max_vectors) {
   const int oh = w.out_height(), ow = w.out_width(), limit = max_vectors * VN;
   const int column_tiles = ceil_div(ow, limit);
   const int columns = column_tiles == 1 ? ow : round_up(ceil_div(ow, column_tiles), VN);
-  Layout best;
-  best.cost = -1;
+  std::vector<Layout> found;
   for (int flat = 0; flat < 2; flat++) {
     int halo = (w.kx - 1) / w.sx;
-    if (flat && w.sx == 1 && columns == ow && columns > w.px) halo = std::max(0, halo - w.px);  // the padding of a row serves the next too
+    // Where a row ends in its padding, that serves as the next row's too.
+    if (flat && w.sx == 1 && columns == ow && columns > w.px) halo = std::max(0, halo - w.px);
     const int pitches[] = {columns + (flat ? halo : 0), flat ? 0 : round_up(columns, VN), flat ? 0 : round_up(columns, VN / 2)};
     for (int pitch : pitches) {
       if (pitch < columns) continue;
@@ -103,14 +103,22 @@ static Layout choose_layout(const Window &w, double nonzeros, int max_vectors) {
         place_copies(w, l);
         if (l.per > MAX_BLOCK) continue;
         const int most = (int)std::min<size_t>(w.inputs, MAX_BLOCK / l.per);
-        for (double floats : {rate::l1_floats, rate::l1_floats * 1.6, rate::l2_floats * .5, rate::l2_floats, 1e9}) {
-          int block = std::clamp((int)(floats / l.per), 1, most);
-          l.block = ceil_div(w.inputs, ceil_div(w.inputs, block));  // of equal size
+        int before = 0;
+        for (double floats : {1., 1.6, 2.5, 4., 6.5, 100.}) {
+          const int block = std::clamp((int)(floats * rate::l1_floats / l.per), 1, most);
+          l.block = ceil_div(w.inputs, ceil_div(w.inputs, block));  // blocks of equal size
+          if (l.block == before) continue;
+          before = l.block;
           l.cost = layout_cost(w, l, nonzeros);
-          if (best.cost < 0 || l.cost < best.cost) best = l;
+          found.push_back(l);
         }
       }
     }
   }
-  return best;
+  return found;
+}
+
+static Layout choose_layout(const Window &w, double nonzeros, int max_vectors) {
+  const std::vector<Layout> all = possible_layouts(w, nonzeros, max_vectors);
+  return *std::min_element(all.begin(), all.end(), [](const Layout &a, const Layout &b) { return a.cost < b.cost; });
 }

@@ -1,5 +1,6 @@
 // The nonzeros of one layer, 6 bytes each: float32 values and 16-bit offsets, cut into segments of (channel block, output).
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "vector.h"
@@ -12,6 +13,10 @@ struct InputAffine {
   bool relu = false;
   bool any() const { return relu || !scale.empty(); }
 };
+
+static size_t count_nonzeros(const float *weight, size_t size) {
+  return size - std::count(weight, weight + size, 0.f);
+}
 
 struct Stream {
   std::vector<float> values;
@@ -33,8 +38,7 @@ struct Stream {
   template <class Offset>
   void fill(const float *weight, int outputs_, int inputs, int taps, int block_channels, bool output_major_, Offset offset) {
     outputs = outputs_, output_major = output_major_, blocks = ceil_div(inputs, block_channels);
-    size_t count = 0, size = (size_t)outputs * inputs * taps;
-    for (size_t i = 0; i < size; i++) count += weight[i] != 0;
+    const size_t count = count_nonzeros(weight, (size_t)outputs * inputs * taps);
     values.reserve(count), offsets.reserve(count), starts.reserve((size_t)blocks * outputs + 1);
     std::vector<uint32_t> per_output(outputs, 0);
     auto one = [&](int block, int output) {

@@ -37,27 +37,50 @@ INLINE float relu(float v) { return 0.f > v ? 0.f : v; }
 
 template <size_t... I> INLINE vi iota_of(std::index_sequence<I...>) { return vi{(int32_t)I...}; }
 INLINE vi iota() { return iota_of(std::make_index_sequence<VN>()); }
-INLINE vi lanes_between(int from, int to) {
-  vi i = iota();
-  return (i >= from) & (i < to);
-}
-INLINE vf keep_lanes(vf v, int from, int to) { return (vf)((vi)v & lanes_between(from, to)); }
-
-// Load lanes [from, to) of the vector at p and zero the rest, touching no byte outside them.
-INLINE vf load_lanes(const float *p, int from, int to) {
-  if (from <= 0 && to >= VN) return load(p);
-  if (from >= to || to <= 0 || from >= VN) return vf{};
+// Lanes [from, to) of a vector, either bound outside 0..VN if need be.
+struct Lanes {
+  int from, to;
 #if defined(__AVX512F__)
-  unsigned bits = (to >= VN ? 0xffffu : (1u << to) - 1u) & ~((1u << (from < 0 ? 0 : from)) - 1u);
-  return (vf)_mm512_maskz_loadu_ps((__mmask16)bits, p);
-#elif defined(__AVX__)
-  return (vf)_mm256_maskload_ps(p, (__m256i)lanes_between(from, to));
+  __mmask16 mask;
 #else
-  float lanes[VN] = {};
-  for (int i = from < 0 ? 0 : from; i < to && i < VN; i++) lanes[i] = p[i];
-  return load(lanes);
+  vi mask;
+#endif
+  Lanes() : Lanes(0, VN) {}
+  Lanes(int from_, int to_) : from(from_ < 0 ? 0 : from_ > VN ? VN : from_), to(to_ < 0 ? 0 : to_ > VN ? VN : to_) {
+    if (from >= to) from = to = 0;
+#if defined(__AVX512F__)
+    mask = (__mmask16)((1u << to) - (1u << from));
+#else
+    mask = (iota() >= from) & (iota() < to);
+#endif
+  }
+  bool all() const { return to - from == VN; }
+};
+
+// Load these lanes of the vector at p and zero the rest, touching no byte outside them.
+INLINE vf load_lanes(const float *p, const Lanes &lanes) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_loadu_ps(lanes.mask, p);
+#elif defined(__AVX__)
+  return (vf)_mm256_maskload_ps(p, (__m256i)lanes.mask);
+#else
+  if (lanes.all()) return load(p);
+  float out[VN] = {};
+  for (int i = lanes.from; i < lanes.to; i++) out[i] = p[i];
+  return load(out);
 #endif
 }
+INLINE vf keep_lanes(vf v, const Lanes &lanes) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_mov_ps(lanes.mask, (__m512)v);
+#else
+  return (vf)((vi)v & lanes.mask);
+#endif
+}
+INLINE vf load_lanes(const float *p, int from, int to) {
+  return from <= 0 && to >= VN ? load(p) : load_lanes(p, Lanes(from, to));
+}
+INLINE vf keep_lanes(vf v, int from, int to) { return keep_lanes(v, Lanes(from, to)); }
 
 // Store the first n lanes, touching nothing after them.
 INLINE void store_first(float *p, vf v, int n) {
