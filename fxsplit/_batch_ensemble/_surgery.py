@@ -134,8 +134,10 @@ def operate(
         for node in calls:
             if node.target == path:
                 call = copies[node]
-                call_after(trunk, call.all_input_nodes[0], f"{name}.r.{path}", [call])
-                call_after(trunk, call, f"{name}.s.{path}")
+                # They belong to the blocks that the layer is in.
+                around = tuple(module for module in node.meta["modules"] if module != path)
+                for value, side, users in ((call.all_input_nodes[0], "r", [call]), (call, "s", None)):
+                    call_after(trunk, value, f"{name}.{side}.{path}", users).meta |= {"modules": around, "path": ""}
     trunk.recompile()
 
     heads = []

@@ -237,6 +237,15 @@ def test_copy_file_masks_and_modes(tmp_path: Path) -> None:
     assert net.trunk.get_submodule("norm").training
 
 
+def test_it_can_be_exported_and_compiled(tmp_path: Path) -> None:
+    net = fxsplit.batch_ensemble(Net(), M, example=X).eval()
+    report = fxsplit.export_onnx(net, tmp_path / "net.onnx", X)
+    assert report.error is not None
+    assert report.error < 1e-5
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), net(X))
+
+
 @pytest.mark.parametrize(
     "make",
     [
