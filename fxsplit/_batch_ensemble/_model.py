@@ -51,7 +51,7 @@ class BatchEnsembleModel(SplitModel):
             standardisation) don't become that member: they undo the factors.
 
         Raises:
-            SplitError: There is no such member.
+            SplitError: There is no such member, or a weight with factors is tied to another one in the original.
 
         Example:
             >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -64,6 +64,7 @@ class BatchEnsembleModel(SplitModel):
         """
         if not 0 <= index < self.num_heads:
             raise SplitError(f"member_state_dict: members are 0 to {self.num_heads - 1}, got {index!r}.")
+        self._check_ties()
         state = {
             name: value.clone()
             for name, value in self.trunk.state_dict().items()
@@ -81,6 +82,17 @@ class BatchEnsembleModel(SplitModel):
         return {name: value for name, value in state.items() if name in known} | {
             name: state[first] for name, first in known.items() if first in state and name not in state
         }
+
+    def _check_ties(self) -> None:
+        names = self.source.names
+        for path in self.meta["batch_ensemble"]["layers"]:
+            weight = f"{path}.weight"
+            tied = [name for name, first in names.items() if first == names.get(weight) and name != weight]
+            if tied:
+                raise SplitError(
+                    f"member_state_dict: the original ties {weight!r} to {tied[0]!r}, but in a member they differ by "
+                    f"factors. Untie them before the surgery, or leave {path!r} out of layers=."
+                )
 
     @property
     def _fast(self) -> str:

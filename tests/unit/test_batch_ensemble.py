@@ -388,6 +388,18 @@ def test_bad_arguments(options: Any, words: str) -> None:
         fxsplit.batch_ensemble(Net(), example=X, **options)
 
 
+def test_a_member_of_a_model_that_ties_a_weight_is_not_that_model() -> None:
+    example = {"input_ids": torch.tensor([[1, 5, 3, 9, 2, 7]])}
+    model = tiny_gpt2().eval()
+    net = fxsplit.batch_ensemble(model, 2, example=example)
+    with pytest.raises(fxsplit.SplitError, match="ties 'lm_head.weight' to 'transformer.wte.weight'"):
+        net.member_state_dict(0)
+    net = fxsplit.batch_ensemble(model, 2, layers=["transformer"], example=example)
+    output = net.head_outputs(**example)[1]
+    model.load_state_dict(net.member_state_dict(1))
+    torch.testing.assert_close(model(**example).logits, output.logits)
+
+
 def test_there_is_no_such_member() -> None:
     net = fxsplit.batch_ensemble(Net(), M, example=X)
     with pytest.raises(fxsplit.SplitError, match="0 to 2, got 3"):
