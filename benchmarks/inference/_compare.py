@@ -17,7 +17,7 @@ from benchmarks.inference._rows import OK, Row
 from benchmarks.inference._timing import Samples, interleave
 from recipes._budget import forward_cost
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4  # of float32 with Winograd convolutions, which lose a digit or two; bfloat16 is off by 1e-3 and more
 DENSE_ENGINE = "onnxruntime"  # whose single dense network all others are compared with
 _Name = tuple[str, str]  # network, engine
 

@@ -4,6 +4,7 @@ import csv
 import doctest
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import benchmarks.inference
-from benchmarks.inference import _floors, _rows, _table
+from benchmarks.inference import _floors, _rows, _table, _timing
 from benchmarks.inference.__main__ import main
 from benchmarks.inference._case import Case, first_tensor, relative_error
 from benchmarks.inference._deepsparse import PYTHON, DeepSparse
@@ -23,7 +24,7 @@ from benchmarks.inference._nets import catalogue, choose, single_of
 from benchmarks.inference._onnxruntime import OnnxRuntime
 from benchmarks.inference._ours import Ours
 from benchmarks.inference._plot import plot
-from benchmarks.inference._torch_engines import Eager
+from benchmarks.inference._torch_engines import Compiled, Eager
 
 QUICK = ("--quick", "--repeat", "2", "--threads", "1")
 
@@ -57,6 +58,16 @@ class Refusing(InProcess):
         if case.net.sparsity:
             raise EngineError("no zeros, please")
         return Local(lambda: case.plain(case.inputs), threads, 0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_haste() -> Iterator[None]:
+    """Short turns, and no second try where other processes disturb: no test here is about the times themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_timing, "TURN", 0.002)
+        patch.setattr(_timing, "PAUSE", 0.0)
+        patch.setattr(_timing, "PATIENCE", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +120,7 @@ def test_an_engine_that_lies_is_not_timed_and_fails_the_run(tmp_path: Path, caps
     status = main([*QUICK, "--nets", "wrn-erk-.8", "--out", str(tmp_path)], [Lying(), Eager()])
     assert status == 1
     lying, honest = _rows.read(tmp_path / "results.csv")
-    assert lying["status"] == "disagrees: relative error 1.0e-03, allowed is 1e-05"
+    assert lying["status"] == "disagrees: relative error 1.0e-03, allowed is 1e-04"
     assert lying["median_ms"] is None
     assert honest["status"] == "ok"
     assert "disagrees" in capsys.readouterr().err
@@ -150,10 +161,9 @@ def test_networks_are_chosen_by_family_and_pattern(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["resnet-erk-.95", "llama-prefill-.8", "digits-trained"])
-def test_the_other_families_run_in_all_engines(pattern: str, tmp_path: Path) -> None:
-    engines = [Ours(), Eager()] if pattern.startswith("llama") else [Ours(), OnnxRuntime(), Eager()]
-    assert main([*QUICK, "--nets", pattern, "--out", str(tmp_path)], engines) == 0
-    assert [row["status"] for row in _rows.read(tmp_path / "results.csv")] == ["ok"] * len(engines)
+def test_the_other_families_run(pattern: str, tmp_path: Path) -> None:
+    assert main([*QUICK, "--nets", pattern, "--out", str(tmp_path)], [Ours(), Eager()]) == 0
+    assert [row["status"] for row in _rows.read(tmp_path / "results.csv")] == ["ok", "ok"]
 
 
 def test_measuring_again_replaces_rows(tmp_path: Path) -> None:
@@ -251,6 +261,15 @@ def test_examples_in_docstrings() -> None:
     ]
     assert sum(result.attempted for result in results) >= 6
     assert sum(result.failed for result in results) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_every_network_runs_in_every_engine_of_this_environment(tmp_path: Path, threads: str) -> None:
+    engines = [Ours(), OnnxRuntime(), Eager(), Compiled()]
+    arguments = [*QUICK[:-1], threads, "--nets", "*", "--batch", "1", "3", "--out", str(tmp_path)]
+    assert main(arguments, engines) == 0
+    assert {row["status"] for row in _rows.read(tmp_path / "results.csv")} == {"ok"}
 
 
 @pytest.mark.slow
