@@ -6,7 +6,7 @@ from recipes.training._cost import ForwardFlops, costs, forward_flops
 from recipes.training._errors import TrainingError
 from recipes.training._files import locked, read_json, read_tensors, write_json, write_tensors
 from recipes.training._logs import CsvFile, Log, TensorBoard, WeightsAndBiases, read_rows
-from recipes.training._measure import flat_logits, head_logits, logits_of, measure
+from recipes.training._measure import measure, predictions
 from recipes.training._optimizers import Adam, OptimizerSettings, Sgd
 from recipes.training._processes import Processes, processes
 from recipes.training._random import deterministic
@@ -42,12 +42,10 @@ __all__ = [
     "WeightsAndBiases",
     "costs",
     "deterministic",
-    "flat_logits",
     "forward_flops",
-    "head_logits",
     "locked",
-    "logits_of",
     "measure",
+    "predictions",
     "processes",
     "read_json",
     "read_rows",

@@ -11,25 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import fxsplit
+from recipes.evaluation import head_outputs
+from recipes.evaluation._predict import logits_of
 from recipes.training._errors import TrainingError
 from recipes.training._processes import Processes
 
 
-def logits_of(output: Any) -> Tensor:
-    """Return the logits of a model's output: the tensor itself, or ``.logits`` of what transformers returns."""
-    return output if isinstance(output, Tensor) else output.logits
+def predictions(output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits `[N, K]` and what they predict, `[N]`.
 
+    Args:
+        output: Of a classifier, logits `[B, K]`; of a language model, `[B, T, K]`, where each token predicts the next.
+        y: Labels `[B]`; or the tokens themselves, `[B, T]`.
 
-def flat_logits(output: Any) -> Tensor:
-    """Return logits `[N, K]` of classes, or of tokens `[B, T, K]` as `[B T, K]`."""
-    return logits_of(output).flatten(0, -2)
-
-
-def head_logits(net: nn.Module, x: Tensor) -> Tensor:
-    """Compute each head's logits, `[M, N, K]`; a plain network is a single head."""
-    outputs = net.head_outputs(x) if isinstance(net, fxsplit.SplitModel) else [net(x)]
-    return torch.stack([flat_logits(output).float() for output in outputs])
+    Example:
+        >>> logits, targets = predictions(torch.zeros(2, 5, 9), torch.arange(10).reshape(2, 5))
+        >>> logits.shape, targets.tolist()
+        (torch.Size([8, 9]), [1, 2, 3, 4, 6, 7, 8, 9])
+    """
+    logits = logits_of(output)
+    if logits.ndim == 3:
+        logits, y = logits[:, :-1], y[:, 1:]
+    return logits.flatten(0, -2), y.flatten()
 
 
 @torch.no_grad()
@@ -52,7 +55,8 @@ def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], processes:
     sums: Tensor | None = None
     try:
         for x, y in batches:
-            part = _sums(head_logits(net, x), y.flatten())
+            found = [predictions(output, y) for output in head_outputs(net, x)]
+            part = _sums(torch.stack([logits.float() for logits, _ in found]), found[0][1])
             sums = part if sums is None else sums + part
     finally:
         net.train(training)
@@ -66,8 +70,8 @@ def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], processes:
 
 def _sums(logits: Tensor, y: Tensor) -> Tensor:
     voted = torch.logsumexp(functional.log_softmax(logits, -1), 0) - math.log(len(logits))
-    predictions = logits.argmax(-1)
-    pairs = [(one != other).double().sum() for one, other in itertools.combinations(predictions, 2)]
+    chosen = logits.argmax(-1)
+    pairs = [(one != other).double().sum() for one, other in itertools.combinations(chosen, 2)]
     differing = torch.stack(pairs).mean() if pairs else torch.full((), math.nan, dtype=torch.float64, device=y.device)
     right = (voted.argmax(-1) == y).double().sum()
     loss = functional.nll_loss(voted, y, reduction="sum").double()

@@ -17,7 +17,7 @@ from recipes.data._random import mix
 from recipes.methods import Method
 from recipes.training._cost import forward_flops
 from recipes.training._errors import TrainingError
-from recipes.training._measure import flat_logits
+from recipes.training._measure import predictions
 from recipes.training._processes import Processes
 from recipes.training._random import random_state, restore_random
 from recipes.training._settings import Training
@@ -42,7 +42,8 @@ class Objective(nn.Module):
 
     def criterion(self, output: Any, y: Tensor) -> Tensor:
         """Return the cross-entropy of classes, or of tokens."""
-        return functional.cross_entropy(flat_logits(output), y.flatten(), label_smoothing=self._smoothing)
+        logits, targets = predictions(output, y)
+        return functional.cross_entropy(logits, targets, label_smoothing=self._smoothing)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of a batch."""

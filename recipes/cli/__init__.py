@@ -1,0 +1,29 @@
+"""The command line of the recipes: `python -m recipes COMMAND`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from fxsplit._errors import FxSplitError, near_matches
+from recipes._errors import RecipeError
+from recipes.cli._commands import COMMANDS
+from recipes.cli._parser import parser
+from sparsity import SparsityError
+
+__all__ = ["COMMANDS", "main", "parser"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, 1 if a check failed, 2 for bad arguments."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+        hint = near_matches(given[0], COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
+        print(f"python -m recipes: unknown command {given[0]!r}.{hint}", file=sys.stderr)
+        return 2
+    options = parser().parse_args(given)
+    try:
+        return COMMANDS[options.command](options)
+    except (RecipeError, FxSplitError, SparsityError) as error:
+        print(f"python -m recipes: {error}", file=sys.stderr)
+        return 2

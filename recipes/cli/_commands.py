@@ -1,0 +1,118 @@
+"""What each command does."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from fxsplit._table import text_table
+from recipes._errors import RecipeError
+from recipes._settings import Settings, prepare_folder
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Run the demo; 1 if a check failed."""
+    settings = Settings(
+        out=options.out,
+        seeds=options.seeds,
+        epochs=options.epochs,
+        heads=options.heads,
+        sparsity=options.sparsity,
+        workers=options.workers,
+    )
+    from recipes import _demo  # imports every library there is: not before the arguments are fine
+
+    return 0 if _demo.demo(settings.quick() if options.quick else settings) else 1
+
+
+def list_rows(options: argparse.Namespace) -> int:
+    """Print the rows that match, with the paper's main number."""
+    from recipes.rows import matching
+
+    rows = [
+        [row.name, row.label, ", ".join(row.presets), _number(row.paper.accuracy or row.paper.perplexity)]
+        for row in matching(options.pattern)
+    ]
+    print(text_table(["row", "system", "presets", "paper"], rows))
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print a recipe's settings by the names that --set takes, and the paper's numbers."""
+    from recipes.cli._folder import Choice
+    from recipes.cli._report import setting
+    from recipes.rows import settings_of
+
+    choice = Choice.of(options.row, options.preset, options.set)
+    row, recipe = choice.row, choice.recipe
+    print(f"{choice.title}: {row.label}")
+    if row.note:
+        print(row.note)
+    published = {key: value for key, value in dataclasses.asdict(row.paper).items() if value not in (None, "")}
+    print("paper: " + (", ".join(f"{key} {value}" for key, value in published.items()) or "no numbers"))
+    for path in settings_of(recipe):
+        print(f"  {path} = {setting(recipe, path)}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train and measure a row with each seed."""
+    if options.seeds < 1:
+        raise RecipeError(f"seeds must be at least 1, got {options.seeds}.")
+    from recipes.cli._execute import execute
+    from recipes.cli._folder import Choice
+    from recipes.training import Runtime, deterministic, processes
+
+    choice = Choice.of(options.row, options.preset, options.set)
+    runtime = Runtime(
+        device=options.device,
+        checkpoint_minutes=options.checkpoint_minutes,
+        deterministic=options.deterministic,
+        compile=options.compile,
+        workers=options.workers,
+        progress=not options.quiet,
+        tensorboard=options.tensorboard,
+        wandb=options.wandb,
+        data_root=options.data_root,
+    )
+    prepare_folder(options.out)
+    with deterministic(runtime.deterministic), processes(runtime.device) as together:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            result = execute(choice, seed, options.out, runtime, together, resume=options.resume)
+            if together.first:
+                print(f"{choice.title} seed {seed}: {_headline(result['metrics']['last'])}")
+                print(f"  {choice.folder(options.out, seed) / 'report.html'}")
+    return 0
+
+
+def table(options: argparse.Namespace) -> int:
+    """Print a table of the paper with what was run."""
+    from recipes.cli import _collect
+
+    if options.format == "json":
+        print(_collect.as_json(options.place, options.preset, options.out, options.set))
+        return 0
+    headers, cells = _collect.table(
+        options.place, options.preset, options.out, state=options.state, vote=options.vote, changes=options.set
+    )
+    print(_collect.markdown(headers, cells) if options.format == "markdown" else text_table(headers, cells))
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "demo": demo,
+    "list": list_rows,
+    "show": show,
+    "run": run,
+    "table": table,
+}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _headline(metrics: Mapping[str, float | None]) -> str:
+    names = ("accuracy_prob", "nll_prob", "ece_prob", "perplexity_prob", "disagreement")
+    return ", ".join(f"{name} {value:.4f}" for name in names if (value := metrics.get(name)) is not None)

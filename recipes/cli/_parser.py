@@ -1,0 +1,93 @@
+"""The command line of the recipes, described."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from recipes._settings import Settings
+from recipes.training import Runtime
+
+PRESETS = "paper, released or small"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    top = argparse.ArgumentParser(prog="python -m recipes", description="The paper's experiments, one command each.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _demo(commands)
+    _list(commands)
+    _show(commands)
+    _run(commands)
+    _table(commands)
+    return top
+
+
+def _demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defaults = Settings()
+    demo = commands.add_parser(
+        "demo",
+        help="train four systems on handwritten digits and compare them on one page",
+        description="Train a single dense network, a full ensemble, a TreeNet and NeuroTrails on scikit-learn's "
+        "handwritten digits, and write tables and a results page.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--out", type=Path, default=defaults.out, help="folder for the results")
+    demo.add_argument("--seeds", type=int, default=defaults.seeds, help="number of training seeds")
+    demo.add_argument("--epochs", type=int, default=defaults.epochs, help="epochs of a dense network")
+    demo.add_argument("--heads", type=int, default=defaults.heads, help="heads of every ensemble, M")
+    demo.add_argument("--sparsity", type=float, default=defaults.sparsity, help="sparsity of NeuroTrails, S")
+    demo.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="runs trained side by side")
+    demo.add_argument("--quick", action="store_true", help="a smoke test of seconds, whose numbers mean nothing")
+
+
+def _list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("list", help="list the rows of the paper's tables and figures")
+    command.add_argument("pattern", nargs="?", default="*", help="glob, table or part of a name: 'table2', '*treenet*'")
+
+
+def _show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("show", help="show a row: its settings, as --set takes them, and the paper's numbers")
+    command.add_argument("row")
+    command.add_argument("--preset", default="paper", help=PRESETS)
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
+
+
+def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defaults = Runtime()
+    command = commands.add_parser(
+        "run",
+        help="train and measure a row",
+        description="Train and measure a row. Finished seeds are skipped, so the same command goes on after an "
+        "interruption (with --resume in the middle of a training). Several GPUs: torchrun --nproc-per-node 4 -m "
+        "recipes run ROW.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("row")
+    command.add_argument("--preset", default="small", help=PRESETS)
+    command.add_argument("--seeds", type=int, default=1, help="number of training seeds: 0, 1, ...")
+    command.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
+    command.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
+    command.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    command.add_argument("--resume", action="store_true", help="go on with an unfinished training, bit for bit")
+    command.add_argument("--checkpoint-minutes", type=float, default=defaults.checkpoint_minutes, help="between saves")
+    command.add_argument("--device", help="where to compute, such as cuda:1; by default the GPU if there is one")
+    command.add_argument("--workers", type=int, default=defaults.workers, help="processes that fetch data")
+    command.add_argument("--compile", action="store_true", help="compile networks with torch.compile")
+    command.add_argument("--deterministic", action="store_true", help="refuse algorithms whose results vary")
+    command.add_argument("--tensorboard", action="store_true", help="write TensorBoard's event files too")
+    command.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases too")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("table", help="gather finished runs into a table of the paper")
+    command.add_argument("place", help="2, table2, figure6, ...")
+    command.add_argument("--preset", default="small", help=PRESETS)
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="what the runs were given")
+    command.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    command.add_argument("--state", choices=("last", "best"), default="last", help="best: on the validation part")
+    command.add_argument("--vote", choices=("prob", "logit"), default="prob", help="what the heads average")
+    command.add_argument("--format", choices=("text", "markdown", "json"), default="text")

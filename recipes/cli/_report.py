@@ -1,0 +1,69 @@
+"""The page of a run: its numbers and figures in one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recipes.cli._folder import Choice
+from recipes.evaluation import Evidence, Perplexity, write_run_report
+from recipes.rows import settings_of
+from recipes.training import read_rows
+
+
+def write_report(folder: Path, choice: Choice, seed: int, result: dict[str, Any], measured: Any) -> None:
+    """Write ``report.html`` with what was measured on the test part by the last state.
+
+    Args:
+        folder: Of the run.
+        choice: What was run.
+        seed: Its seed.
+        result: Content of ``result.json``.
+        measured: Predictions or perplexity.
+    """
+    flops, cost = result["training_flops"], result["costs"]
+    language = isinstance(measured, Perplexity)
+    recipe = choice.recipe
+    write_run_report(
+        folder,
+        Evidence(
+            f"{choice.row.label}, seed {seed}",
+            f"{choice.title}: the state after the last step, on the test part.",
+            test=None if language else measured,
+            perplexity={recipe.data.name: measured} if language else {},
+            history=_history(folder) if recipe.method.networks == 1 and recipe.method.heads > 1 else (),
+            costs=[
+                ("parameters", f"{cost['parameters']:,}"),
+                ("nonzero", f"{cost['nonzeros']:,}"),
+                ("inference FLOPs, dense", f"{cost['inference_flops_dense']:.4g}"),
+                ("inference FLOPs, uniform density (the paper's convention)", f"{cost['inference_flops_uniform']:.4g}"),
+                ("inference FLOPs, actual masks", f"{cost['inference_flops_masks']:.4g}"),
+                ("training FLOPs, uniform density", f"{flops['uniform']:.4g}"),
+                ("training FLOPs, actual masks of every step", f"{flops['masks']:.4g}"),
+                ("seconds of training", f"{result['seconds']:.0f} on {result['device']}"),
+            ],
+            settings=[
+                ("command", command(choice)),
+                *((path, str(setting(recipe, path))) for path in settings_of(recipe)),
+                ("torch", result["torch"]),
+            ],
+        ),
+    )
+
+
+def command(choice: Choice) -> str:
+    """Return the command line that runs a choice."""
+    changes = "".join(f" --set {change}" for change in choice.changes)
+    return f"python -m recipes run {choice.row.name} --preset {choice.preset}{changes}"
+
+
+def setting(recipe: Any, path: str) -> Any:
+    """Return the value of a setting by its path."""
+    for name in path.split("."):
+        recipe = getattr(recipe, name)
+    return recipe
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    rows = [{key: float(value) for key, value in row.items()} for row in read_rows(folder / "network-0" / "log.csv")]
+    return rows if rows and "validation_accuracy" in rows[0] else []

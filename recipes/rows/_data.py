@@ -1,0 +1,166 @@
+"""Which data a recipe is about, as settings, and in the one form that training and evaluation take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.data import Blocks, Bpe, Bytes, Pretrained, in_order, load_c4, load_images, load_text
+from recipes.training import Feed, Processes
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Data, ready for training and evaluation.
+
+    Args:
+        outputs: Number of classes, or of tokens.
+        channels: Channels of the images; 0 for text.
+        example: Two inputs, to trace with.
+        feed: Makes training batches from the batch size, the seed and the processes.
+        read: Reads a part (``train``, ``validation`` or ``test``) once, in order, as one process of several.
+        has_validation: Whether there is a validation part.
+        tokens: Predicted tokens of one example; 1 for images.
+    """
+
+    outputs: int
+    channels: int
+    example: Tensor
+    feed: Callable[[int, int, Processes, int], Feed]
+    read: Callable[[str, Processes], Batches]
+    has_validation: bool
+    tokens: int = 1
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of a data set of `recipes.data`.
+
+    Args:
+        name: Its name.
+        validation: Share of the training images that is kept for validation; 0 for none.
+        classes: Keep the first so many classes; None for all.
+        images: Keep so many training images, classes in proportion; None for all.
+        augment: Whether training images are varied.
+    """
+
+    name: str = "cifar100"
+    validation: float = 0.0
+    classes: int | None = None
+    images: int | None = None
+    augment: bool = True
+    metric = ("accuracy", True)
+
+    def load(self, root: Path | None) -> Material:
+        """Load it from a folder.
+
+        Raises:
+            DataError: It is not there, or not what is asked for.
+        """
+        data = load_images(
+            self.name,
+            root or "data",
+            validation=self.validation,
+            classes=self.classes,
+            images=self.images,
+        )
+        parts = {"train": data.train, "validation": data.validation, "test": data.test}
+
+        def feed(batch_size: int, seed: int, processes: Processes, workers: int) -> Feed:
+            return data.loader(
+                batch_size,
+                seed,
+                augment=self.augment,
+                rank=processes.rank,
+                world=processes.world,
+                workers=workers,
+                device=processes.device,
+            )
+
+        def read(part: str, processes: Processes) -> Batches:
+            chosen: Any = data.need_validation() if part == "validation" else parts[part]
+            return in_order(
+                chosen,
+                prepare=data.prepare,
+                rank=processes.rank,
+                world=processes.world,
+                device=processes.device,
+            )
+
+        channels = data.example.shape[1]
+        return Material(data.classes, channels, data.example, feed, read, data.validation is not None)
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """A text of `recipes.data` that fits in memory.
+
+    Args:
+        name: Its name.
+        tokenizer: How text becomes tokens.
+        length: Tokens per example.
+        tokens: Keep so many training tokens; None for all.
+        validation_tokens: Validate on so many tokens; None for all.
+    """
+
+    name: str = "wikitext2"
+    tokenizer: Bpe | Bytes | Pretrained = field(default_factory=Bpe)
+    length: int = 128
+    tokens: int | None = None
+    validation_tokens: int | None = None
+    metric = ("nll", False)
+
+    def load(self, root: Path | None) -> Material:
+        """Load it from a folder.
+
+        Raises:
+            DataError: It is not there, or not what is asked for.
+        """
+        data = load_text(self.name, root or "data", tokenizer=self.tokenizer, length=self.length, tokens=self.tokens)
+        validation = Blocks(data.validation.tokens[: self.validation_tokens], self.length)
+        return _text(dataclasses.replace(data, validation=validation))
+
+
+@dataclass(frozen=True)
+class C4:
+    """C4, streamed from the hub.
+
+    Args:
+        length: Tokens per example.
+    """
+
+    length: int = 1024
+    name = "c4"
+    metric = ("nll", False)
+
+    def load(self, root: Path | None) -> Material:
+        """Open the stream.
+
+        Raises:
+            DataError: It cannot be reached.
+        """
+        return _text(load_c4(length=self.length))
+
+
+DataSet = ImageSet | TextSet | C4
+
+
+def _text(data: Any) -> Material:
+    parts = {"validation": data.validation, "test": data.test}
+
+    def feed(batch_size: int, seed: int, processes: Processes, workers: int) -> Feed:
+        return data.loader(batch_size, seed, rank=processes.rank, world=processes.world, device=processes.device)
+
+    def read(part: str, processes: Processes) -> Batches:
+        return in_order(parts[part], 16, rank=processes.rank, world=processes.world, device=processes.device)
+
+    # Shapes are those of a short example: the graph takes any length.
+    return Material(data.vocab, 0, data.example.to(torch.int64), feed, read, True, data.length - 1)
