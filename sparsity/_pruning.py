@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -139,16 +138,19 @@ def gradual(
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> engine = sparsity.gradual(net, optimizer, 0.8, begin=1_000, until=50_000)
     """
-    rule = Rule(every, until + 1, constant(0.0), score, score, scope=_scope(allocation), begin=begin)
+    first: dict[str, int] = {}
+    final: dict[str, int] = {}
+    target = cubic(first, final, begin, until)
+    rule = Rule(every, until + 1, constant(0.0), score, score, scope=_scope(allocation), target=target, begin=begin)
     if until <= begin or (until - begin) % every:
         raise EngineError(
             f"The steps from begin={begin} to until={until} have to be a positive multiple of every={every}, so that "
             "the last update reaches the sparsity."
         )
     masks = masks_of(model)
-    final = _final(masks, sparsity, allocation) if masks else {}
-    target = cubic({layer.path: layer.nonzeros for layer in masks.layers}, final, begin, until)
-    return Engine(model, optimizer, replace(rule, target=target), **options)
+    first.update((layer.path, layer.nonzeros) for layer in masks.layers)
+    final.update(_final(masks, sparsity, allocation) if masks else {})
+    return Engine(model, optimizer, rule, **options)
 
 
 def cubic(first: Mapping[str, int], final: Mapping[str, int], begin: int, until: int) -> Target:
