@@ -392,7 +392,7 @@ def test_a_member_of_a_model_that_ties_a_weight_is_not_that_model() -> None:
     example = {"input_ids": torch.tensor([[1, 5, 3, 9, 2, 7]])}
     model = tiny_gpt2().eval()
     net = fxsplit.batch_ensemble(model, 2, example=example)
-    with pytest.raises(fxsplit.SplitError, match="ties 'lm_head.weight' to 'transformer.wte.weight'"):
+    with pytest.raises(fxsplit.SplitError, match=r"ties 'lm_head.weight' to 'transformer.wte.weight'"):
         net.member_state_dict(0)
     net = fxsplit.batch_ensemble(model, 2, layers=["transformer"], example=example)
     output = net.head_outputs(**example)[1]
