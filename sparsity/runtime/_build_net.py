@@ -69,7 +69,7 @@ def _gain(ops: Ops) -> list[str]:
     layers = ops.layers
     if any(layer.choice is not None and layer.choice.sparse for layer in layers):
         return []
-    zeros = sum(layer.choice.nonzeros < torch.Size(layer.shape).numel() for layer in layers if layer.choice)
+    zeros = sum(layer.choice.reason != "no zeros" for layer in layers if layer.choice)
     if not layers:
         message = "the network has no convolution and no linear layer, so there is nothing to run sparse"
     elif zeros:

@@ -19,6 +19,8 @@ from sparsity.runtime._tuned import Tuned, tuned_times
 _CLEAR = 2.5
 """Predicted ratio beyond which nothing is measured."""
 _SECONDS_PER_LAYER = 0.05
+_DENSE = 0.95
+"""Density above which a weight counts as dense, whatever its few zeros come from."""
 _LEAVING = 10e-6
 """Seconds that it takes to leave a region for a dense layer and come back."""
 
@@ -31,13 +33,21 @@ def choose(ops: Ops, batch: int, isa: str, tune: bool) -> None:
         batch: Size of the batch to decide for.
         isa: Instruction set of the sparse kernels.
         tune: Whether to measure layers for which the model of costs is not clear.
+
+    In a network of which no weight has zeros, all layers are dense.
     """
+    counts = {layer: int(torch.count_nonzero(layer.weight())) for layer in ops.layers}
+    works = {
+        layer: work_of(layer, ops.source.shapes, count, batch, ops.source.facts.batch)
+        for layer, count in counts.items()
+    }
+    if all(work.density > _DENSE for work in works.values()):
+        for layer, work in works.items():
+            layer.choice = Choice(False, "no zeros", work.nonzeros, dense_seconds(work, isa))
+        return
     with tuned_times(isa) as known:
-        for layer in ops.layers:
-            weight = layer.weight()
-            work = work_of(layer, ops.source.shapes, int(torch.count_nonzero(weight)), batch, ops.source.facts.batch)
-            layer.choice = _choice(layer, work, weight, isa, known if tune else None)
-            del weight
+        for layer, work in works.items():
+            layer.choice = _choice(layer, work, isa, known if tune else None)
 
 
 def work_of(layer: Layer, shapes: dict[fx.Node, Shape], nonzeros: int, batch: int, recorded: int) -> Work:
@@ -59,7 +69,7 @@ def _scaled(shape: Shape, batch: int, recorded: int) -> int:
     return max(1, size * batch // recorded) if shape and shape[0] % recorded == 0 else size
 
 
-def _choice(layer: Layer, work: Work, weight: Tensor, isa: str, known: Tuned | None) -> Choice:
+def _choice(layer: Layer, work: Work, isa: str, known: Tuned | None) -> Choice:
     nonzeros = work.nonzeros
     if isinstance(layer, Conv) and not layer.plannable:
         reason = "groups" if layer.groups != 1 else "dilation"
@@ -71,7 +81,7 @@ def _choice(layer: Layer, work: Work, weight: Tensor, isa: str, known: Tuned | N
         return Choice(sparse < dense, reason, nonzeros, min(sparse, dense))
     got = known.lookup(work)
     if got is None:
-        got = _measure(layer, work, weight)
+        got = _measure(layer, work, layer.weight())
         known.store(work, got)
     won = got[0] < got[1] + _LEAVING
     return Choice(won, f"measured {_ratio(*got)}", nonzeros, sparse if won else dense, *got)
