@@ -31,7 +31,7 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
     return cka_matrix([one, other])[0, 1].item()
 
 
-def cka_matrix(features: Sequence[Tensor]) -> Tensor:
+def cka_matrix(features: Sequence[Tensor] | Tensor) -> Tensor:
     """Return linear CKA between all heads, `[M, M]`, with ones on the diagonal.
 
     Args:
@@ -60,7 +60,7 @@ def cka_matrix(features: Sequence[Tensor]) -> Tensor:
     return similarity
 
 
-def mean_cka(features: Sequence[Tensor]) -> float:
+def mean_cka(features: Sequence[Tensor] | Tensor) -> float:
     """Return linear CKA averaged over the pairs of heads.
 
     Args:

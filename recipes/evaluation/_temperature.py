@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,23 +104,32 @@ def fit_temperature(
     def loss(log_temperature: float) -> float:
         return functional.nll_loss(place(vote, logits, math.exp(log_temperature)), labels).item()
 
-    value = math.exp(_lowest(loss, math.log(COLDEST), math.log(HOTTEST)))
-    if not COLDEST * 1.01 < value < HOTTEST / 1.01:
+    value, inner = _lowest(loss, math.log(COLDEST), math.log(HOTTEST))
+    if not inner:
         warnings.warn(
             f"The NLL on {len(labels)} validation inputs has no lowest point at temperatures from {COLDEST:.3g} to "
-            f"{HOTTEST:.3g}; the temperature is {value:.3g}. If every prediction is right, or hardly one is, use a "
-            "larger validation set, or leave temperature scaling out.",
+            f"{HOTTEST:.3g}; the temperature is {math.exp(value):.3g}. If every prediction is right, or hardly one "
+            "is, use a larger validation set, or leave temperature scaling out.",
             UserWarning,
             stacklevel=2,
         )
-    return Temperature(value, vote, place)
+    return Temperature(math.exp(value), vote, place)
 
 
-def _lowest(loss: Callable[[float], float], low: float, high: float, points: int = 13) -> float:
-    """Minimise a function of one number: a grid, because the loss before the vote need not be convex, then Brent."""
+def _lowest(loss: Callable[[float], float], low: float, high: float, points: int = 13) -> tuple[float, bool]:
+    """Minimise a function of one number: a grid, because the loss before the vote need not be convex, then Brent.
+
+    Returns:
+        The lowest point, and whether it is lower than both ends.
+    """
     from scipy.optimize import minimize_scalar
 
     grid = torch.linspace(low, high, points, dtype=torch.double).tolist()
-    best = min(range(points), key=lambda index: loss(grid[index]))
+    losses = [loss(point) for point in grid]
+    best = min(range(points), key=losses.__getitem__)
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, points - 1)]
-    return float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)  # pyright: ignore[reportAttributeAccessIssue]
+    found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    end = low if losses[0] <= losses[-1] else high
+    if min(losses[0], losses[-1]) <= found.fun:
+        return end, False
+    return float(found.x), True
