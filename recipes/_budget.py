@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 import fxsplit
 import sparsity
-from recipes._methods import Dynamics, MakeNet, Method
-from sparsity._flops import sparse_training_flops
+from recipes.methods import MakeNet, Method
+from sparsity import dense_training_flops
 
 CONVENTION = (
     "One budget rule for all. Every dense network trains for E = {epochs} epochs (each network of the full ensemble "
@@ -61,18 +61,6 @@ def overall_density(masks: Mapping[str, Tensor]) -> float:
 
 def _density(mask: Tensor | None) -> float:
     return 1.0 if mask is None else int(mask.sum()) / mask.numel()
-
-
-def training_flops_per_example(cost: Cost, dynamics: Dynamics | None) -> float:
-    """Return the mean FLOPs of one training example (Evci et al. 2020, appendix H).
-
-    Example:
-        >>> training_flops_per_example(Cost(dense=10, uniform=2, masked=4), None)
-        12
-    """
-    if dynamics is None:
-        return sparse_training_flops(cost.masked)  # without masks f_S is f_D
-    return dynamics.flops(cost.masked, cost.dense, dynamics.every)
 
 
 def sparse_epochs(epochs: int, density: float, per_epoch: float, budget: float) -> int:
@@ -141,11 +129,11 @@ def plan(method: Method, make: MakeNet, example: Tensor, epochs: int, steps_per_
         batch_size: Examples in a step.
     """
     examples = steps_per_epoch * batch_size
-    reference = epochs * examples * training_flops_per_example(_cost(make(), example), None)
+    reference = epochs * examples * dense_training_flops(_cost(make(), example).dense)
     networks = method.build(make, example, 0)
     masks = [dict(sparsity.masks_of(net)) for net in networks]
     costs = [_cost(net, example) for net in networks]
-    per_epoch = sum(examples * training_flops_per_example(cost, method.dynamics) for cost in costs)
+    per_epoch = sum(examples * method.training_flops(cost.masked, cost.dense) for cost in costs)
     density = min(overall_density(mask) for mask in masks)
     trained = sparse_epochs(epochs, density, per_epoch, reference) if density < 1 else epochs
     parameters = sum(parameter.numel() for net in networks for parameter in net.parameters())

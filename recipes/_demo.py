@@ -17,13 +17,13 @@ from recipes._budget import Plan, plan
 from recipes._checks import Check, exports, reloads
 from recipes._demo_report import conventions, write_report
 from recipes._errors import RecipeError
-from recipes._methods import Method, full_ensemble, neurotrails, single_dense, treenet
 from recipes._models import digits_resnet
 from recipes._pool import one_thread, run_all
 from recipes._run import Run, execute
 from recipes._settings import Settings, prepare_folder
 from recipes._tables import Row, result_row, summarise, table, verdicts, write_csv
 from recipes.data import Data, digits, steps_per_epoch
+from recipes.methods import Method, full_ensemble, neurotrails, single_dense, treenet
 
 SAVED = "neurotrails.safetensors"
 
@@ -93,7 +93,7 @@ def plan_all(settings: Settings) -> dict[str, Plan]:
         key: plan(method, factory(settings), data.example, settings.epochs, steps, batch)
         for key, method in methods(settings).items()
     }
-    shortest = min(plans[key].steps for key, method in methods(settings).items() if method.dynamics)
+    shortest = plans["neurotrails"].steps
     if shortest <= settings.every:
         raise RecipeError(
             f"NeuroTrails would train for {shortest} steps, but its first topology update comes after "

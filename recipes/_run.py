@@ -14,11 +14,11 @@ from torch import Tensor, nn
 import fxsplit
 import sparsity
 from recipes._budget import Plan
-from recipes._methods import MakeNet, Method
 from recipes._settings import Hyper
 from recipes._train import History, train
 from recipes.data import Data, shift_by_one
 from recipes.evaluation import diversity, evaluate, head_logits, headline, mean_probability
+from recipes.methods import MakeNet, Method
 
 Row = dict[str, Any]
 
@@ -86,7 +86,7 @@ def execute(
             plan.epochs,
             first + number,
             augment=shift_by_one(data.background),
-            attach=method.dynamics.attach if method.dynamics else None,
+            attach=lambda net, optimizer, steps, heard: method.attach(net, optimizer, steps, [heard], seed=0),
             on_epoch=on_epoch,
         )
         for number, net in enumerate(networks)

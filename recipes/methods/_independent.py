@@ -50,6 +50,10 @@ class Single(Method):
             return None
         return self.rewiring.attach(net, optimizer, steps, self.sparse, callbacks, seed)
 
+    def training_flops(self, masked: float, dense: float) -> float:
+        """Return the mean training FLOPs of an example, by the formula for `rewiring`."""
+        return self.rewiring.flops(masked, dense) if self.sparse.sparsity else super().training_flops(masked, dense)
+
 
 @dataclass(frozen=True)
 class Ensemble(Single):

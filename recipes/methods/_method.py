@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import fxsplit
+import sparsity
 from sparsity import Engine
 
 MakeNet = Callable[[], nn.Module]
@@ -97,6 +98,10 @@ class Method(ABC):
     ) -> Engine | None:
         """Attach the engine that moves or keeps the masks in a training of ``steps`` steps; None without masks."""
         return None
+
+    def training_flops(self, masked: float, dense: float) -> float:
+        """Return the mean training FLOPs of an example, from the forward FLOPs of a network with and without masks."""
+        return sparsity.sparse_training_flops(masked)
 
     def snapshots(self, steps: int) -> tuple[int, ...]:
         """Return after how many steps of each network its state is kept; the last one is ``steps``."""

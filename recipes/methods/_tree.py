@@ -80,6 +80,10 @@ class Tree(Method):
             return None
         return self.rewiring.attach(net, optimizer, steps, self.sparse, callbacks, seed)
 
+    def training_flops(self, masked: float, dense: float) -> float:
+        """Return the mean training FLOPs of an example, by the formula for `rewiring`."""
+        return self.rewiring.flops(masked, dense) if self.sparse.sparsity else super().training_flops(masked, dense)
+
 
 def treenet(split: Split, members: int) -> Tree:
     """A dense trunk with dense heads."""

@@ -5,19 +5,15 @@ import torch
 from torch import nn
 
 import fxsplit
-import sparsity
-from recipes._budget import Cost, forward_cost, plan, sparse_epochs, training_flops_per_example
-from recipes._methods import Dynamics, full_ensemble, neurotrails, single_dense, treenet
+from recipes._budget import Cost, forward_cost, plan, sparse_epochs
 from recipes._models import digits_resnet
-from sparsity._flops import rigl_training_flops
+from recipes.methods import full_ensemble, neurotrails, single_dense, treenet
 
 
 def test_training_flops_by_the_formula_of_rigl() -> None:
-    cost = Cost(dense=100.0, uniform=20.0, masked=30.0)
-    dynamics = Dynamics(sparsity.rigl, rigl_training_flops, every=9, fraction=0.5)
     # (3 * 30 * 9 + 2 * 30 + 100) / 10
-    assert training_flops_per_example(cost, dynamics) == pytest.approx(97.0)
-    assert training_flops_per_example(cost, None) == 90.0
+    assert neurotrails(1, 3, 0.8, every=9).training_flops(masked=30.0, dense=100.0) == pytest.approx(97.0)
+    assert treenet(1, 3).training_flops(masked=100.0, dense=100.0) == 300.0
 
 
 @pytest.mark.parametrize(
@@ -78,7 +74,7 @@ class TestPlan:
         assert (planned.networks, planned.heads, planned.epochs, planned.density) == (1, 3, 10, 1.0)
 
     def test_neurotrails_stays_within_the_budget(self) -> None:
-        method = neurotrails(1, 3, sparsity_ratio=0.9, every=4)
+        method = neurotrails(1, 3, 0.9, every=4)
         planned = plan(method, self.make, torch.zeros(2, 1, 8, 8), 10, 3, 5)
         assert planned.density == pytest.approx(0.1, abs=1e-3)
         assert planned.cost.dense == self.trunk + 3 * self.head
