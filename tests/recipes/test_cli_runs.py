@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fxsplit
+from recipes.cli import main
+from recipes.training import locked
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--quiet", "--preset", "small"]
+DIGITS = ["--set", "images=120", "--set", "batch_size=32", "--set", "epochs=2"]
+WRN_ON_DIGITS = [
+    *DIGITS,
+    *("--set", "data.name=digits", "--set", "classes=none", "--set", "depth=10", "--set", "width=1"),
+]
+
+
+def run(out: Path, row: str, *arguments: str) -> int:
+    return main(["run", row, *QUICK, "--out", str(out), *arguments])
+
+
+def result_of(out: Path, row: str, seed: int = 0) -> dict:
+    (file,) = (out / row).glob(f"*/seed{seed}/result.json")
+    return json.loads(file.read_text())
+
+
+# One row for each method, on digits, for six steps.
+SMOKE = {
+    "table3/single-dense": DIGITS,
+    "table3/mimo-m2-rho0.6": DIGITS,
+    "table3/edst-ensemble-m4-s0.8": [*DIGITS, "--set", "every=2"],
+    "table3/dst-ensemble-m2-s0.8": [*DIGITS, "--set", "every=2"],
+    "table3/batch-ensemble-m4": [*DIGITS, "--set", "members=2"],
+    "table3/treenet-m3": DIGITS,
+    "table3/full-ensemble-m4": [*DIGITS, "--set", "members=2"],
+    "table3/neurotrails-m3-s0.7": [*DIGITS, "--set", "every=2"],
+    "table2/nfe-m3": [*WRN_ON_DIGITS, "--set", "at=('stages.0.0','stages.1.0')"],
+    "figure3/set-h8": [*WRN_ON_DIGITS, "--set", "split=1", "--set", "every=2"],
+    "figure3/static-h8": [*WRN_ON_DIGITS, "--set", "split=1"],
+    "figure3/pruned-h8": [*WRN_ON_DIGITS, "--set", "split=1"],
+}
+
+
+@pytest.mark.parametrize("row", SMOKE)
+def test_every_method_runs_end_to_end(row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, row, *SMOKE[row]) == 0, capsys.readouterr().err
+    assert re.search(r"seed 0: accuracy_prob 0\.\d+, nll_prob", capsys.readouterr().out)
+    result = result_of(tmp_path, row)
+    metrics, flops = result["metrics"], result["training_flops"]
+    assert set(metrics) == {"last", "best"}
+    assert 0 < metrics["last"]["accuracy_prob"] < 1
+    assert (metrics["last"]["disagreement"] is None) == (result["heads"] == 1)
+    assert 0 < flops["masks"] <= flops["dense"]
+    assert (flops["masks"] == flops["dense"]) == (result["costs"]["density"] == 1)
+    folder = next((tmp_path / row).glob("*/seed0"))
+    assert "<html" in (folder / "report.html").read_text()
+    assert (folder / "last.safetensors").exists() != (folder / "last.pt").exists()
+    assert not list(folder.glob("network-*/*.pt"))
+    with (folder / "network-0" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert int(rows[-1]["step"]) == result["steps"][0]
+    assert {"loss", "lr", "training_flops", "validation_accuracy", "validation_disagreement"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("row", ["table4/130m-single-dense", "table4/130m-neurotrails-m3-s0.1"])
+def test_language_models_run_end_to_end(row: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"all work and no play makes jack {number} a dull boy.\n" for number in range(200)))
+    settings = ["name=text", "vocab=300", "length=16", "layers=3", "hidden=16", "intermediate=24", "heads=2"]
+    settings += ["positions=16", "steps=4", "batch_size=8", "evaluate_every=2", "schedule.warmup=.25"]
+    settings += ["split=1", "every=2"] if "neurotrails" in row else []
+    changes = [part for setting in settings for part in ("--set", setting)]
+    assert run(tmp_path, row, "--data-root", str(text), *changes) == 0
+    metrics = result_of(tmp_path, row)["metrics"]["last"]
+    assert 1 < metrics["perplexity_prob"] < 600
+    assert metrics["perplexity_prob"] <= metrics["perplexity_head"] + 1e-6
+
+
+class TestFinished:
+    row = "table3/treenet-m3"
+
+    @pytest.fixture
+    def out(self, tmp_path: Path) -> Path:
+        assert run(tmp_path, self.row, *DIGITS) == 0
+        return tmp_path
+
+    def test_finished_seeds_are_kept(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = next((out / self.row).glob("*/seed0/result.json"))
+        before = file.stat().st_mtime_ns
+        assert run(out, self.row, *DIGITS, "--seeds", "2") == 0
+        assert file.stat().st_mtime_ns == before
+        assert result_of(out, self.row, 1)["metrics"] != result_of(out, self.row, 0)["metrics"]
+        capsys.readouterr()
+
+        changes = DIGITS
+        assert main(["table", "3", "--out", str(out), *changes, "--format", "markdown"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("| system | seeds | accuracy % | paper | NLL | paper | ECE | paper |")
+        (line,) = [line for line in lines if "TreeNet" in line]
+        cells = [cell.strip() for cell in line.split("|")][1:-1]
+        accuracies = [100 * result_of(out, self.row, seed)["metrics"]["last"]["accuracy_prob"] for seed in (0, 1)]
+        mean = sum(accuracies) / 2
+        std = (sum((accuracy - mean) ** 2 for accuracy in accuracies)) ** 0.5
+        assert cells[:4] == ["TreeNet (M=3)", "2", f"{mean:.2f} ± {std:.2f}", "78.1"]
+        assert main(["table", "3", "--out", str(out), *changes, "--format", "json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)[self.row]) == 2
+        for vote in ("--state", "best"), ("--vote", "logit"):
+            assert main(["table", "3", "--out", str(out), *changes, *vote]) == 0
+
+    def test_ratios_are_to_the_single_network(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(out, "table3/single-dense", *DIGITS) == 0
+        assert main(["table", "3", "--out", str(out), *DIGITS, "--format", "markdown"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "| TreeNet" in line]
+        ratios = re.findall(r"\d\.\d\dx", line)
+        one, tree = (result_of(out, row) for row in ("table3/single-dense", self.row))
+        inference = tree["costs"]["inference_flops_masks"] / one["costs"]["inference_flops_dense"]
+        training = tree["training_flops"]["masks"] / one["training_flops"]["dense"]
+        assert ratios == [f"{inference:.2f}x"] * 2 + ["2.91x"] + [f"{training:.2f}x"] * 2 + ["2.91x"]
+
+    def test_the_saved_network_gives_the_numbers(self, out: Path) -> None:
+        from recipes.evaluation import evaluate, predict
+        from recipes.rows import find, overridden
+        from recipes.training import Processes
+
+        folder = next((out / self.row).glob("*/seed0"))
+        recipe = overridden(find(self.row).recipe("small"), DIGITS[1::2])
+        material = recipe.data.load(None)
+        model = recipe.model.make(material.outputs, material.channels)
+        net = fxsplit.load(folder / "last.safetensors", model, example=material.example)
+        measured = evaluate(*predict(net, material.read("test", Processes(0, 1, torch.device("cpu")))))
+        assert measured["nll_prob"] == pytest.approx(result_of(out, self.row)["metrics"]["last"]["nll_prob"], rel=1e-6)
+
+    def test_a_folder_of_another_recipe(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = next((out / self.row).glob("*/seed0/recipe.json"))
+        file.write_text(file.read_text().replace('"members": 3', '"members": 4'))
+        assert run(out, self.row, *DIGITS) == 2
+        assert "is of another recipe: method.members was 4, now 3. Choose another --out" in capsys.readouterr().err
+
+    def test_a_folder_in_use(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with locked(next((out / self.row).glob("*/seed0"))):
+            assert run(out, self.row, *DIGITS) == 2
+        assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """kill -9 in the middle of a real run, then --resume, against a run that was left alone."""
+    row = "table3/neurotrails-m3-s0.7"
+    settings = ["--set", "images=120", "--set", "batch_size=16", "--set", "epochs=12", "--set", "every=3"]
+    assert run(tmp_path / "whole", row, *settings) == 0
+
+    command = [sys.executable, "-m", "recipes", "run", row, *QUICK, "--out", str(tmp_path / "killed"), *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        [*command, "--checkpoint-minutes", "0"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
+    log = None
+    deadline = time.monotonic() + 300
+    while log is None or len(log.read_text().splitlines()) < 4:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        log = next((tmp_path / "killed").glob(f"{row}/*/seed0/network-0/log.csv"), None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = log.parent
+    assert (folder / "checkpoint.pt").exists()
+    assert not (folder / "done.json").exists()
+
+    assert run(tmp_path / "killed", row, *settings) == 2
+    assert "has an unfinished run. Go on with it by --resume" in capsys.readouterr().err
+    assert run(tmp_path / "killed", row, *settings, "--resume") == 0
+    whole, killed = (next((tmp_path / name).glob(f"{row}/*/seed0")) for name in ("whole", "killed"))
+    for name in ("last.safetensors", "best.safetensors", "network-0/log.csv", "network-0/topology.csv"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    one, other = (json.loads((folder / "result.json").read_text()) for folder in (whole, killed))
+    assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["run", "table2/treenet"], "Unknown row 'table2/treenet'. Did you mean 'table2/treenet-m3'"),
+            (["run", "table2/treenet-m3", "--preset", "papre"], "Unknown preset 'papre'"),
+            (["run", "table2/treenet-m3", "--set", "momentom=1"], "Did you mean 'momentum'"),
+            (["run", "table2/treenet-m3", "--seeds", "0"], "seeds must be at least 1, got 0"),
+            (["run", "table2/treenet-m3", "--checkpoint-minutes", "-1"], "checkpoint_minutes must be at least 0"),
+            (["run", "table2/treenet-m3", "--device", "cuda:99"], "There is no device 'cuda:99'"),
+            (["run", "table2/treenet-m3", "--data-root", "nowhere"], "cifar100 is not in nowhere"),
+            (["run", "table3/treenet-m3", "--set", "split=layer2.7"], "layer2.7"),
+            (["run", "table3/treenet-m3", "--set", "validation=.0001"], "empty validation split"),
+            (["run", "table3/mimo-m2-rho0.6", "--set", "batch_size=1"], "batch_size"),
+            (["show", "table2/tree"], "Unknown row"),
+            (["list", "tabel"], "No row matches"),
+            (["table", "9"], "There is no 'table9'"),
+            (["tabel"], "unknown command 'tabel'. Did you mean 'table'?"),
+        ],
+    )
+    def test_bad_input_says_what_is_wrong(
+        self, arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        extra = ["--quiet", "--out", str(tmp_path)] if arguments[0] == "run" else []
+        assert main([*arguments, *extra]) == 2
+        assert message in capsys.readouterr().err
+        assert not list(tmp_path.rglob("result.json"))
+
+    def test_a_failed_start_can_be_repeated_without_resume(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for _ in range(2):
+            assert run(tmp_path, "table3/treenet-m3", *DIGITS, "--set", "lr=1e30") == 2
+            assert "Lower lr" in capsys.readouterr().err
+
+
+def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "table15"]) == 0
+    assert "table15/neurotrails-m3-s0.13" in capsys.readouterr().out
+    assert main(["show", "table2/neurotrails-m3-s0.8", "--set", "lr=.05"]) == 0
+    shown = capsys.readouterr().out
+    assert "training.optimizer.lr = 0.05" in shown
+    assert "paper: accuracy 83.8, nll 0.681, ece 0.044, train 0.85, inference 0.47" in shown
+    assert main(["show", "table2/single-dense"]) == 0
+    assert "3.6e17 FLOPs" in capsys.readouterr().out
+    assert main(["table", "2", "--out", "nowhere"]) == 0
+    assert "83.8" in capsys.readouterr().out
