@@ -100,10 +100,16 @@ class Bpe:
             raise DataError(f"vocab must be at least 257 (256 bytes and the end of a document), got {self.vocab}.")
 
     def fit(self, text: str) -> Tokenizer:
-        """Train on a text; a small one may give fewer tokens than asked for."""
-        from tokenizers import Tokenizer as Library
-        from tokenizers import decoders, models, pre_tokenizers, trainers
+        """Train on a text; a small one may give fewer tokens than asked for.
 
+        Raises:
+            MissingDataError: The library is not installed.
+        """
+        try:
+            from tokenizers import Tokenizer as Library
+            from tokenizers import decoders, models, pre_tokenizers, trainers
+        except ImportError as error:
+            raise _not_installed(error) from error
         library = Library(models.BPE())
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         library.decoder = decoders.ByteLevel()
@@ -131,11 +137,13 @@ class Pretrained:
         """Load it; nothing is trained.
 
         Raises:
-            MissingDataError: It is neither there nor can it be downloaded.
+            MissingDataError: It is neither there nor can it be downloaded, or transformers is not installed.
             DataError: It has no fast implementation or no token for the end of a document.
         """
-        from transformers import AutoTokenizer
-
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise _not_installed(error) from error
         try:
             loaded = AutoTokenizer.from_pretrained(self.name)
         except (OSError, ValueError) as error:
@@ -177,6 +185,13 @@ class Subwords:
     def decode(self, ids: Tensor) -> str:
         """Return the text of token ids; ends of documents vanish."""
         return self.library.decode(ids.tolist())
+
+
+def _not_installed(error: ImportError) -> MissingDataError:
+    return MissingDataError(
+        f"this tokenizer needs a library that is not installed ({error}). Get it with: pip install 'fxsplit[text]'; "
+        "or use Bytes(), which needs none."
+    )
 
 
 def _portions(lines: Sequence[str]) -> Iterator[list[str]]:

@@ -38,7 +38,7 @@ def write_packed(path: Path, classes: int = 4, train: int = 300, test: int = 20)
         arrays[f"{part}_labels"] = np.arange(count, dtype=np.uint8) % classes
         contents |= {f"{part}_images": images, f"{part}_labels": arrays[f"{part}_labels"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
     return contents
 
 

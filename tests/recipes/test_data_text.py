@@ -167,6 +167,13 @@ def test_a_tokenizer_that_cannot_be_had(tmp_path: Path) -> None:
         Pretrained(str(tmp_path / "nothing")).fit("")
 
 
+@pytest.mark.parametrize(("library", "recipe"), [("tokenizers", Bpe(300)), ("transformers", Pretrained("gpt2"))])
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch, library: str, recipe: Bpe | Pretrained) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingDataError, match=r"pip install 'fxsplit\[text\]'; or use Bytes"):
+        recipe.fit("text")
+
+
 # Bad input.
 
 
