@@ -9,7 +9,7 @@ class Conv : public Step {
   Conv(const Window &w, const Layout &layout, const float *weight, const float *bias, InputAffine affine, Epilogue epilogue)
       : w_(w), layout_(layout), affine_(std::move(affine)), epilogue_(epilogue) {
     stream_.fill(weight, w.outputs, w.inputs, w.taps(), layout_.block, false,
-                 [&](int channel, int tap) { return (uint16_t)(channel * layout_.per + layout_.taps[tap]); });
+                 [&](int channel, int tap) { return (uint16_t)(channel % layout_.block * layout_.per + layout_.taps[tap]); });
     if (bias) stream_.bias.assign(bias, bias + w.outputs);
   }
 
@@ -55,9 +55,10 @@ class Conv : public Step {
 
   void weight(float *dense) const override {
     const int taps = w_.taps();
-    stream_.scatter(dense, w_.inputs, taps, layout_.block, [&](size_t offset) {
-      const int channel = (int)(offset / layout_.per), inside = (int)(offset % layout_.per);
-      return channel * taps + (int)(std::find(layout_.taps.begin(), layout_.taps.end(), inside) - layout_.taps.begin());
+    stream_.scatter(dense, w_.inputs, taps, [&](int block, size_t offset) {
+      const int inside = (int)(offset % layout_.per);
+      const size_t channel = (size_t)block * layout_.block + offset / layout_.per;
+      return channel * taps + (std::find(layout_.taps.begin(), layout_.taps.end(), inside) - layout_.taps.begin());
     });
   }
   double cost() const override { return layout_.cost; }
@@ -66,9 +67,9 @@ class Conv : public Step {
   const Layout &layout() const { return layout_; }
 
  private:
+  // Two small images share a pass over the nonzeros; larger tiles would only push the packed input out of the cache.
   int images_at_once(long samples, int threads) const {
-    const long most = std::min<long>(MAX_IMAGES, MAX_VECTORS / layout_.vectors);
-    return (int)std::clamp<long>(samples / threads, 1, most);
+    return samples >= 2 * threads && layout_.vectors <= MAX_SHARED_VECTORS ? 2 : 1;
   }
 
   Window w_;

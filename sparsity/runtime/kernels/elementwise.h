@@ -30,16 +30,8 @@ struct AffineStep : Step {
 struct RowAffineStep : AffineStep {
   void run(const Buffers &buffers, long samples, int, double from, double to, Scratch &) const override {
     const Range range(samples, from, to);
-    for (long i = range.first; i < range.last; i++) {
-      const float *x = buffers[reads[0]] + i * channels;
-      float *y = buffers[target] + i * channels;
-      for (int j = 0; j < channels; j += VN) {
-        const int lanes = std::min(VN, channels - j);
-        vf v = load_lanes(x + j, 0, lanes);
-        if (!affine.scale.empty()) v = v * load_lanes(&affine.scale[j], 0, lanes) + load_lanes(&affine.shift[j], 0, lanes);
-        store_first(y + j, affine.relu ? relu(v) : v, lanes);
-      }
-    }
+    for (long i = range.first; i < range.last; i++)
+      apply_to_row(affine, buffers[reads[0]] + i * channels, buffers[target] + i * channels, channels);
   }
 };
 

@@ -28,6 +28,16 @@ template <class Call> INLINE void with_affine(const InputAffine &a, Call call) {
   else call((ChannelAffine<false, false> *)nullptr);
 }
 
+// The affine of a row of features, which has one factor per value.
+static void apply_to_row(const InputAffine &affine, const float *x, float *y, int features) {
+  for (int j = 0; j < features; j += VN) {
+    const int lanes = features - j;
+    vf v = load_lanes(x + j, 0, lanes);
+    if (!affine.scale.empty()) v = v * load_lanes(&affine.scale[j], 0, lanes) + load_lanes(&affine.shift[j], 0, lanes);
+    store_first(y + j, affine.relu ? relu(v) : v, lanes);
+  }
+}
+
 INLINE void zero(float *p, long n) {
   if (n > 0) std::memset(p, 0, (size_t)n * 4);
 }

@@ -34,7 +34,7 @@ struct Stream {
   size_t nonzeros() const { return values.size(); }
   size_t bytes() const { return 6 * values.size() + 4 * (starts.size() + work.size() + bias.size()); }
 
-  // Fill from a dense weight [outputs][inputs][taps]; block_channels inputs make a block; offset(local channel, tap).
+  // Fill from a dense weight [outputs][inputs][taps]; block_channels inputs make a block; offset(channel, tap).
   template <class Offset>
   void fill(const float *weight, int outputs_, int inputs, int taps, int block_channels, bool output_major_, Offset offset) {
     outputs = outputs_, output_major = output_major_, blocks = ceil_div(inputs, block_channels);
@@ -47,7 +47,7 @@ struct Stream {
       const float *row = weight + (size_t)output * inputs * taps;
       for (int c = from; c < to; c++)
         for (int t = 0; t < taps; t++)
-          if (float v = row[(size_t)c * taps + t]; v != 0) values.push_back(v), offsets.push_back(offset(c - from, t));
+          if (float v = row[(size_t)c * taps + t]; v != 0) values.push_back(v), offsets.push_back(offset(c, t));
       per_output[output] += (uint32_t)values.size() - starts.back();
     };
     if (output_major)
@@ -61,12 +61,12 @@ struct Stream {
     for (int o = 0; o < outputs; o++) work.push_back(work.back() + per_output[o] + 2 + 2 * blocks);
   }
 
-  // Write the nonzeros back into a zeroed dense weight; `where` gives local channel * taps + tap of an offset.
-  template <class Where> void scatter(float *weight, int inputs, int taps, int block_channels, Where where) const {
+  // Write the nonzeros back into a zeroed dense weight; where(block, offset) gives channel * taps + tap.
+  template <class Where> void scatter(float *weight, int inputs, int taps, Where where) const {
     for (int b = 0; b < blocks; b++)
       for (int o = 0; o < outputs; o++)
         for (size_t k = starts[segment(b, o)]; k < starts[segment(b, o) + 1]; k++)
-          weight[((size_t)o * inputs + (size_t)b * block_channels) * taps + where(offsets[k])] = values[k];
+          weight[(size_t)o * inputs * taps + where(b, offsets[k])] = values[k];
   }
 
   // The output at which a share of the work is done.

@@ -5,7 +5,7 @@
 #include "activation.h"
 
 constexpr int MAX_VECTORS = VECTOR_BYTES == 64 ? 24 : 12;  // of a tile: leaves registers for the weight and the epilogue
-constexpr int MAX_IMAGES = 4;                              // computed at once, sharing one pass over the nonzeros
+constexpr int MAX_IMAGES = 2, MAX_SHARED_VECTORS = 5;      // small images that share one pass over the nonzeros
 
 struct Run {  // consecutive pixels of a tile that are consecutive in the output
   int tile, length;
@@ -120,19 +120,13 @@ template <int T, int I, bool SCALED> static void run_tile(const Stream &s, const
 
 typedef void (*TileKernel)(const Stream &, const Tile &);
 
-template <bool SCALED, size_t... T> static TileKernel single_of(int vectors, std::index_sequence<T...>) {
-  static const TileKernel table[] = {run_tile<(int)T + 1, 1, SCALED>...};
-  return table[vectors - 1];
-}
-template <int I, size_t... T> static TileKernel several_of(int vectors, std::index_sequence<T...>) {
-  static const TileKernel table[] = {run_tile<(int)T + 1, I, false>...};
+template <int I, bool SCALED, size_t... T> static TileKernel kernel_of(int vectors, std::index_sequence<T...>) {
+  static const TileKernel table[] = {run_tile<(int)T + 1, I, SCALED>...};
   return table[vectors - 1];
 }
 // The kernel for a tile of this many vectors (1 .. MAX_VECTORS) and images.
 static TileKernel tile_kernel(int vectors, int images, bool scaled) {
-  if (scaled) return single_of<true>(vectors, std::make_index_sequence<MAX_VECTORS>());
-  if (images == 1) return single_of<false>(vectors, std::make_index_sequence<MAX_VECTORS>());
-  if (images == 2) return several_of<2>(vectors, std::make_index_sequence<MAX_VECTORS / 2>());
-  if (images == 3) return several_of<3>(vectors, std::make_index_sequence<MAX_VECTORS / 3>());
-  return several_of<4>(vectors, std::make_index_sequence<MAX_VECTORS / 4>());
+  if (scaled) return kernel_of<1, true>(vectors, std::make_index_sequence<MAX_VECTORS>());
+  if (images == 1) return kernel_of<1, false>(vectors, std::make_index_sequence<MAX_VECTORS>());
+  return kernel_of<2, false>(vectors, std::make_index_sequence<MAX_SHARED_VECTORS>());
 }

@@ -120,6 +120,20 @@ INLINE void transpose(vf *r) {
   if constexpr (VN > 8) transpose_step<8 % VN>(r);
 }
 
+// Four floats: every machine has these, beside its widest vectors.
+typedef float v4 __attribute__((vector_size(16), may_alias));
+typedef float v4u __attribute__((vector_size(16), aligned(4), may_alias));
+INLINE v4 load4(const float *p) { return *(const v4u *)p; }
+INLINE v4 gather4(const float *x, const uint16_t *offsets) {
+  uint64_t i;
+  std::memcpy(&i, offsets, 8);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  return v4{x[i >> 48], x[i >> 32 & 0xffff], x[i >> 16 & 0xffff], x[i & 0xffff]};
+#else
+  return v4{x[i & 0xffff], x[i >> 16 & 0xffff], x[i >> 32 & 0xffff], x[i >> 48]};
+#endif
+}
+
 INLINE float sum(vf v) {
   float lanes[VN], total = 0;
   store(lanes, v);
