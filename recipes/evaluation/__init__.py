@@ -28,7 +28,7 @@ from recipes.evaluation._pairs import (
     q_statistic,
     released_disagreement,
 )
-from recipes.evaluation._predict import Predictions, evaluation_mode, head_logits, head_outputs, predict
+from recipes.evaluation._predict import Predictions, evaluation_mode, head_logits, head_outputs, logits_of, predict
 from recipes.evaluation._quality import accuracy, brier, nll, quality
 from recipes.evaluation._run_report import write_run_report
 from recipes.evaluation._selective import aurc, risk_coverage
@@ -81,6 +81,7 @@ __all__ = [
     "head_token_logits",
     "headline",
     "linear_cka",
+    "logits_of",
     "looks",
     "max_probability",
     "mean_by_severity",

@@ -7,13 +7,13 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from recipes.evaluation._errors import EvaluationError
-from recipes.evaluation._figure import Looks, Plot, percent
+from recipes.evaluation._figure import Looks, Plot, percent, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What was varied, and what came out for every seed.
-Sweep = Mapping[float, Sequence[float]]
+Sweep = Mapping[int, Sequence[float]] | Mapping[float, Sequence[float]]
 
 
 def blocks_plot(accuracies: Mapping[str, Sweep], look: Looks) -> Plot:
@@ -52,9 +52,7 @@ def sparsity_plot(accuracies: Mapping[str, Sweep], look: Looks) -> Plot:
     return _accuracy_plot("sparsity", "sparsity", accuracies, look)
 
 
-def ensemble_size_plot(
-    accuracies: Mapping[str, Sweep], flops: Mapping[str, Mapping[float, float]], look: Looks
-) -> Plot:
+def ensemble_size_plot(accuracies: Mapping[str, Sweep], flops: Mapping[str, Mapping[int, float]], look: Looks) -> Plot:
     """Draw accuracy and inference FLOPs against the number of heads, side by side (Figure 6).
 
     Args:
@@ -81,8 +79,10 @@ def ensemble_size_plot(
             sizes = sorted(table)
             right.plot(sizes, [table[size] for size in sizes], color=colour, marker=marker, markersize=4, label=label)
         left.set(xlabel="heads M", ylabel="test accuracy")
-        right.set(xlabel="heads M", ylabel="inference FLOPs, relative to the single dense network")
+        right.set(xlabel="heads M", ylabel="inference FLOPs / single dense")
         right.set_ylim(bottom=0)
+        whole(left.xaxis)
+        whole(right.xaxis)
         left.legend(fontsize=8)
 
     return Plot("ensemble-size", draw, width=8.6)
@@ -126,6 +126,7 @@ def training_plot(history: Sequence[Mapping[str, float]]) -> Plot:
             axes.set_ylim(bottom=0)
             percent(axes.yaxis)
         left.set(xlabel="epoch")
+        whole(left.xaxis)
 
     return Plot("training", draw)
 
@@ -153,11 +154,11 @@ def _draw_accuracies(axes: Any, accuracies: Mapping[str, Sweep], look: Looks) ->
     """A line through the means, with the standard deviation over seeds as bars."""
     for label, sweep in accuracies.items():
         colour, marker = look[label]
-        xs = sorted(sweep)
-        spread = [stdev(sweep[x]) if len(sweep[x]) > 1 else 0.0 for x in xs]
+        points = sorted(sweep.items())
+        spread = [stdev(values) if len(values) > 1 else 0.0 for _, values in points]
         axes.errorbar(
-            xs,
-            [fmean(sweep[x]) for x in xs],
+            [x for x, _ in points],
+            [fmean(values) for _, values in points],
             yerr=spread if any(spread) else None,
             color=colour,
             marker=marker,
