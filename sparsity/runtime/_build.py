@@ -1,4 +1,4 @@
-"""Build the kernels once for a machine: compiled at first use, cached, or taken from the package where they lie built."""
+"""Build the kernels once for a machine: compiled at first use and cached, or taken from the package if built there."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _DIGEST_BYTES = 32  # a file ends with the SHA-256 of what comes before: a damag
 def library_path(isa: str) -> Path:
     """Return the shared library for an instruction set, from the package, the cache or a fresh build.
 
-    The cache is ``SPARSITY_CACHE_DIR``, else ``XDG_CACHE_HOME/fxsplit``, else ``~/.cache/fxsplit``. A file's name holds a
-    hash of the sources, the compiler and the flags; it is replaced atomically, so processes may build at once.
+    The cache is ``SPARSITY_CACHE_DIR``, else ``XDG_CACHE_HOME/fxsplit``, else ``~/.cache/fxsplit``. A file's name
+    holds a hash of the sources, the compiler and the flags; it is replaced atomically, so processes may build at once.
 
     Raises:
         BuildError: there is no C++ compiler, or it fails.
@@ -37,7 +37,7 @@ def library_path(isa: str) -> Path:
     if _intact(prebuilt):
         return prebuilt
     compiler = find_compiler()
-    name = f"kernels-{isa}-{_hash(_sources(), _identity(compiler).encode(), _flags_key(isa))}.so"
+    name = _cached_name(isa, compiler)
     with contextlib.suppress(OSError):
         cached = cache_directory() / name
         if not _intact(cached):
@@ -48,6 +48,14 @@ def library_path(isa: str) -> Path:
     if not _intact(spare):
         _compile(compiler, isa, spare)
     return spare
+
+
+def built(isa: str) -> Path | None:
+    """Return the library that lies ready for an instruction set, in the package or the cache; None if there is none."""
+    ready = [PREBUILT / _prebuilt_name(isa)]
+    with contextlib.suppress(BuildError):
+        ready.append(cache_directory() / _cached_name(isa, find_compiler()))
+    return next((path for path in ready if _intact(path)), None)
 
 
 def build_ahead(isa: str, directory: Path = PREBUILT) -> Path:
@@ -76,8 +84,8 @@ def find_compiler() -> tuple[str, ...]:
         if found := shutil.which(command[0]):
             return (found, *command[1:])
     raise BuildError(
-        f"no C++ compiler: {f'CXX is {wanted[0]!r}, which' if wanted else 'g++ and clang++'} cannot be found; install one "
-        "(it serves torch.compile too), set CXX, or install a wheel made after `python -m sparsity.runtime build`"
+        f"no C++ compiler: {f'CXX is {wanted[0]!r}, which' if wanted else 'g++ and clang++'} cannot be found; install "
+        "one (it serves torch.compile too), set CXX, or install a wheel made after `python -m sparsity.runtime build`"
     )
 
 
@@ -121,8 +129,8 @@ def _temporary_file(directory: Path) -> Iterator[Path]:
 def _spare_dir() -> Path:
     directory = tempfile.mkdtemp(prefix="fxsplit-")
     warnings.warn(
-        f"the cache directory {cache_directory()} cannot be written: the sparse kernels are built anew for each process; "
-        "set SPARSITY_CACHE_DIR to a directory that can",
+        f"the cache directory {cache_directory()} cannot be written: the sparse kernels are built anew for each "
+        "process; set SPARSITY_CACHE_DIR to a directory that can",
         SparsityWarning,
         stacklevel=4,
     )
@@ -157,6 +165,10 @@ def _flags_key(isa: str) -> bytes:
 
 def _prebuilt_name(isa: str) -> str:
     return f"kernels-{isa}-{library_key(isa)}.so"
+
+
+def _cached_name(isa: str, compiler: tuple[str, ...]) -> str:
+    return f"kernels-{isa}-{_hash(_sources(), _identity(compiler).encode(), _flags_key(isa))}.so"
 
 
 def _hash(*parts: bytes) -> str:

@@ -20,6 +20,11 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 _NEEDS = {"avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma"}, "avx2": {"avx2", "fma"}}
 
 
+def known_isas() -> tuple[str, ...]:
+    """Return the instruction sets of this processor's architecture, best first, whether or not it has them."""
+    return tuple(ISA_FLAGS) if _is_x86() else ("portable",)
+
+
 @functools.cache
 def supported_isas() -> tuple[str, ...]:
     """Return the instruction sets that this processor can run, best first."""
@@ -44,8 +49,12 @@ def isa() -> str:
     return wanted
 
 
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def _cpu_flags() -> set[str]:
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not _is_x86():
         return set()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -23,9 +23,9 @@ _ELEMENTWISE = frozenset({"affine", "activation", "add", "multiply", "layer_norm
 class Plan:
     """A sequence of operations on float32 buffers.
 
-    Make buffers, append steps, `place` what is neither input nor output in the arena, then `finish` and `run`. Shapes are
-    per sample: images ``[C, H, W]``, token matrices ``[rows, features]``, a sample of a buffer after the other. Zero
-    weights are skipped, so a NaN that meets only zero weights does not reach the output.
+    Make buffers, append steps, `place` what is neither input nor output in the arena, then `finish` and `run`. Shapes
+    are per sample: images ``[C, H, W]``, token matrices ``[rows, features]``; a buffer holds one sample after the
+    other. Zero weights are skipped, so a NaN that meets only zero weights does not reach the output.
 
     Elementwise steps and norms may write to their first source; a residual may be the target itself.
 
@@ -80,7 +80,7 @@ class Plan:
         affine: Affine | None = None,
         epilogue: Epilogue | None = None,
     ) -> int:
-        """Append a convolution by a sparse weight ``[Co, C, kh, kw]`` of images ``[C, H, W]`` with ``size`` ``(H, W)``."""
+        """Append a convolution of images ``[C, *size]`` by a sparse weight ``[Co, C, kh, kw]``."""
         if weight.ndim != 4:
             raise PlanError(f"conv2d needs a weight of shape [Co, C, kh, kw], got {list(weight.shape)}")
         outputs, inputs, *kernel = weight.shape
@@ -144,8 +144,8 @@ class Plan:
             not 0 <= 2 * p <= k for p, k in zip(padding, kernel, strict=True)
         ):
             raise PlanError(
-                f"pool2d of {tuple(size)} by a kernel of {tuple(kernel)}, stride {tuple(stride)}: the padding must be at "
-                f"most half the kernel, got {tuple(padding)}"
+                f"pool2d of {tuple(size)} by a kernel of {tuple(kernel)}, stride {tuple(stride)}: the padding must be "
+                f"at most half the kernel, got {tuple(padding)}"
             )
         out = [_pooled(*each, ceil_mode) for each in zip(size, kernel, stride, padding, strict=True)]
         if min(out) < 1:
@@ -403,8 +403,8 @@ def _tensor_pointers(what: str, tensors: Sequence[Tensor], floats: list[int]) ->
     for i, (tensor, count) in enumerate(zip(tensors, floats, strict=True)):
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise PlanError(
-                f"{what} {i} must be a contiguous float32 CPU tensor, got {tensor.dtype} on {tensor.device} with strides "
-                f"{tensor.stride()}"
+                f"{what} {i} must be a contiguous float32 CPU tensor, got {tensor.dtype} on {tensor.device} with "
+                f"strides {tensor.stride()}"
             )
         if tensor.numel() != count:
             raise PlanError(f"{what} {i} must have {count} elements, got {tensor.numel()}")

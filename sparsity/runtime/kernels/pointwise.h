@@ -23,6 +23,7 @@ static float dot(const float *values, const uint16_t *offsets, size_t n, const f
   v4 a{}, b{};
   size_t k = 0;
   for (; k + 8 <= n; k += 8) a += load4(values + k) * gather4(x, offsets + k), b += load4(values + k + 4) * gather4(x, offsets + k + 4);
+  if (k + 4 <= n) a += load4(values + k) * gather4(x, offsets + k), k += 4;
   float total = 0;
   for (; k < n; k++) total += values[k] * x[offsets[k]];
   a += b;
