@@ -173,6 +173,31 @@ def test_same_bits_as_the_plain_engine(kind: Any, options: dict[str, Any]) -> No
         assert shapes == [weight.parameter.shape] * len(names)
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "first"),
+    [
+        (lambda net: torch.optim.Rprop(net.parameters(), lr=0.004), "step_size", 0.004),
+        (lambda net: torch.optim.Adagrad(net.parameters(), initial_accumulator_value=0.5), "sum", 0.5),
+        (lambda net: create_optimizer_v2(net, opt="rmsproptf", lr=0.01), "square_avg", 1.0),
+        (lambda net: AdamW(net.parameters()), "exp_avg_sq", 0.0),
+    ],
+    ids=["Rprop", "Adagrad", "RMSpropTF", "AdamW"],
+)
+def test_grown_weights_start_with_first_states_and_others_keep_theirs(make: Make, name: str, first: float) -> None:
+    _, one = both(make)
+    one.train(range(3))
+    mask, weight = one.masks["4.weight"], one.masks.weights["4.weight"].parameter
+    known = torch.full(mask.shape, first)
+    known[mask] = one.optimizer.state[weight][name]
+    dropped, grown = mask.nonzero()[:4].unbind(1), (~mask).nonzero()[:4].unbind(1)
+    mask[dropped], mask[grown] = False, True
+    one.optimizer.state_dict()  # no step, which would change all
+    assert torch.equal(one.optimizer.state[weight][name], known[mask])
+    one.engine.detach()
+    known[~mask] = first
+    assert torch.equal(one.optimizer.state[weight][name], known)
+
+
 METHODS: dict[str, Any] = {
     "rigl with regrowth": lambda net, o, compact: sparsity.rigl(net, o, 2, regrow=True, compact_state=compact),
     "set": lambda net, o, compact: sparsity.set_(net, o, 2, compact_state=compact),
@@ -483,10 +508,16 @@ def test_several_engines_on_one_optimizer(kinds: tuple[bool, bool]) -> None:
     check_same(plain, compact)
 
 
-def test_inside_of_lookahead() -> None:
-    plain, compact = both(lambda net: create_optimizer_v2(net, opt="lookahead_adamw", lr=0.01, weight_decay=0.05))
-    for one in (plain, compact):
-        one.train(range(16))
+@pytest.mark.parametrize("before", [0, 7])
+def test_inside_of_lookahead(before: int) -> None:
+    """What Lookahead keeps among the states of the optimizer inside stays as it is."""
+    plain, compact = both(
+        lambda net: create_optimizer_v2(net, opt="lookahead_adamw", lr=0.01, weight_decay=0.05), lambda *_: None
+    )
+    for one, compacts in ((plain, False), (compact, True)):
+        one.train(range(before))
+        rigl(one.net, one.optimizer, compacts)
+        one.train(range(before, 16))
     check_same(plain, compact)
     state = innermost(compact.optimizer).state[compact.masks.weights["4.weight"].parameter]
     assert (state["exp_avg"].ndim, state["lookahead_slow_buff"].ndim) == (1, 2)
