@@ -58,7 +58,7 @@ def calibration_bins(log_probabilities: Tensor, labels: Tensor, bins: int = ECE_
     log_probabilities = log_probabilities_of(log_probabilities, "calibration_bins")
     check_labels(log_probabilities, labels, "calibration_bins")
     confidence, prediction = probabilities_of(log_probabilities).max(dim=-1)
-    inner_edges = torch.linspace(0, 1, bins + 1)[1:-1]
+    inner_edges = torch.linspace(0, 1, bins + 1, device=confidence.device)[1:-1]
     index = torch.bucketize(confidence, inner_edges, right=True)
     right = (prediction == labels).double()
     in_bin = [index == number for number in range(bins)]

@@ -326,7 +326,7 @@ def same(one: dict[str, float], other: dict[str, float], *ignored: str) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_inputs_does_not_matter(given_case: tuple[Tensor, Tensor], random: object) -> None:
     logits, labels = given_case
@@ -334,7 +334,7 @@ def test_the_order_of_inputs_does_not_matter(given_case: tuple[Tensor, Tensor], 
     assert same(evaluate(logits, labels), evaluate(logits[:, order], labels[order]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_heads_does_not_matter(given_case: tuple[Tensor, Tensor], random: object) -> None:
     logits, labels = given_case
@@ -344,7 +344,7 @@ def test_the_order_of_heads_does_not_matter(given_case: tuple[Tensor, Tensor], r
     assert same(evaluate(logits, labels), evaluate(logits[order], labels))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases())
 def test_heads_that_are_copies_have_no_diversity(given_case: tuple[Tensor, Tensor]) -> None:
     logits, labels = given_case
@@ -367,7 +367,7 @@ PAIR_RANGES = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases())
 def test_metrics_lie_in_their_ranges(given_case: tuple[Tensor, Tensor]) -> None:
     measured = evaluate(*given_case)
