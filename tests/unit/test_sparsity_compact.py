@@ -322,9 +322,9 @@ def test_closures(keyword: bool) -> None:
 class Plainly(Optimizer):
     """Momentum with what optimizers of one's own may do: counters, gradients changed in place, closures at any time."""
 
-    def __init__(self, parameters: Any, lr: float = 0.1, closures: int = 1, fail: bool = False) -> None:
+    def __init__(self, parameters: Any, lr: float = 0.1, closures: int = 1) -> None:
         super().__init__(parameters, {"lr": lr, "count": 0})
-        self.closures, self.fail, self.calls = closures, fail, 0
+        self.closures, self.fail, self.calls = closures, "", 0
 
     def step(self, closure: Any = None) -> Any:
         loss = None
@@ -332,7 +332,7 @@ class Plainly(Optimizer):
         for group in self.param_groups:
             for _ in range(self.closures):
                 loss = loss if closure is None else closure()
-            if self.fail:
+            if self.fail == "early":
                 raise RuntimeError("out of memory")
             group["count"] += 1
             with torch.no_grad():
@@ -341,6 +341,8 @@ class Plainly(Optimizer):
                         state = self.state[each]
                         state["mean"] = each.grad.mul_(0.5) + 0.9 * state.get("mean", 0)
                         each.sub_(group["lr"] * state["mean"])
+        if self.fail == "late":
+            raise RuntimeError("out of memory")
         return loss
 
 
@@ -385,10 +387,10 @@ def test_steps_that_fail(inside: str) -> None:
     for one in (plain, compact):
         one.train(range(4))
         loss_of(one.net, 4).backward()
-        one.optimizer.fail = inside == "step"
+        one.optimizer.fail = "early" if inside == "step" else ""
         with pytest.raises(RuntimeError, match="out of memory"):
             one.optimizer.step(failing if inside == "closure" else None)
-        one.optimizer.fail = False
+        one.optimizer.fail = ""
         held = {id(each) for group in one.optimizer.param_groups for each in group["params"]}
         assert held == {id(each) for each in one.net.parameters()}
         one.optimizer.zero_grad()
@@ -397,6 +399,21 @@ def test_steps_that_fail(inside: str) -> None:
     for one in (plain, compact):
         one.train(range(5, 12))
     check_same(plain, compact)
+
+
+def test_what_a_step_computed_before_it_failed_does_not_come_later() -> None:
+    _, one = both(lambda net: Plainly(net.parameters()))
+    one.train(range(2))
+    loss_of(one.net, 2).backward()
+    before = {path: weight.parameter.detach().clone() for path, weight in one.masks.weights.items()}
+    one.optimizer.fail = "late"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        one.optimizer.step()
+    one.optimizer.fail = ""
+    one.optimizer.zero_grad()
+    one.net[6].bias.grad = torch.ones(5)
+    one.optimizer.step()
+    assert all(torch.equal(weight.parameter, before[path]) for path, weight in one.masks.weights.items())
 
 
 def test_hooks_of_others_see_gradients_before_and_weights_after() -> None:
@@ -761,8 +778,9 @@ def refused(make: Make, match: str, build: Callable[[], nn.Module] = network) ->
             lambda net, name=name: create_optimizer_v2(net, opt=name, lr=0.01, weight_decay=0.05)
             for name in ("lamb", "lars", "adamp", "sgdp", "adafactorbv", "cadamw", "novograd")
         ],
+        lambda net: create_optimizer_v2(net, opt="adamp", lr=0.01, weight_decay=0.0, delta=1e-6),  # acts seldom
     ],
-    ids=["Adafactor", "Muon", "lamb", "lars", "adamp", "sgdp", "adafactorbv", "cadamw", "novograd"],
+    ids=["Adafactor", "Muon", "lamb", "lars", "adamp", "sgdp", "adafactorbv", "cadamw", "novograd", "seldom"],
 )
 def test_optimizers_that_do_not_treat_each_weight_by_itself(make: Make, request: pytest.FixtureRequest) -> None:
     def dense() -> nn.Module:
