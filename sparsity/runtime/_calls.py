@@ -31,6 +31,7 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "add": ("input", "other"),
     "mul": ("input", "other"),
     "dropout": ("input", "p", "training", "inplace"),
+    "permute": ("input", "dims"),
     "flatten": (),
     "reshape": (),
     "view": (),
@@ -67,6 +68,8 @@ def named_call(node: fx.Node) -> tuple[str, dict[str, Any]] | None:
     if node.op == "call_method" and not hasattr(Tensor, str(target)):
         return None
     names = _SIGNATURES[name]
+    if name == "permute" and len(node.args) > 2:
+        return name, {"input": node.args[0], "dims": node.args[1:]}
     if not names:
         return name, {"input": node.args[0] if node.args else node.kwargs["input"]}
     if len(node.args) > len(names):

@@ -20,7 +20,7 @@ from sparsity.runtime._ops import Buffers, Layer, Op, Shape
 from sparsity.runtime._plan import Plan
 from sparsity.runtime._program import Ops
 from sparsity.runtime._region import Ports, Region
-from sparsity.runtime._regions import Unit
+from sparsity.runtime._regions import Unit, side_by_side
 from sparsity.runtime._torch_form import module_of
 
 
@@ -109,6 +109,9 @@ class _Writer:
             for op in unit.ops
             if op.node in self.ops.outputs or any(reader not in inside for reader in self.ops.readers(op.node))
         ]
+        threads = torch.get_num_threads() if self.threads is None else self.threads
+        if threads > 1:
+            unit.ops = side_by_side(unit.ops)
         body = build_region(unit, inputs, outputs, self.source.shapes, self.threads)
         name = f"region_{len(self.program.bodies)}"
         self.program.bodies[name] = body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from sparsity.runtime._ops import (
     Linear,
     Norm,
     Op,
+    Permute,
     Pool,
     Product,
     Reshape,
@@ -64,6 +66,8 @@ def _lowered(source: Source, node: fx.Node) -> Op | fx.Node | None:
         return None
     if node.target is mean_of_heads:
         return _mean_of_heads(source, node)
+    if node.target is operator.getitem and _takes_all(node.args[1]):
+        return node.args[0]  # pyright: ignore
     activation = activations.of_function(node.target, node.args, node.kwargs)
     if activation is not None and _is_value(source, node, node.args[:1]):
         return Activate(node, [node.args[0]], activation)  # pyright: ignore
@@ -73,6 +77,15 @@ def _lowered(source: Source, node: fx.Node) -> Op | fx.Node | None:
     name, given = call
     handler = _HANDLERS.get(name)
     return None if handler is None else handler(source, node, given)
+
+
+def _takes_all(index: Any) -> bool:
+    """Whether an index takes everything, as ``x[:, 0:]`` does."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(
+        isinstance(part, slice) and part.start in (None, 0) and part.stop is None and part.step in (None, 1)
+        for part in parts
+    )
 
 
 def _is_value(source: Source, node: fx.Node, args: Any) -> bool:
@@ -221,6 +234,17 @@ def _with_constant(
     return None
 
 
+def _permute(source: Source, node: fx.Node, given: dict[str, Any]) -> Op | None:
+    dims = given.get("dims")
+    known = isinstance(dims, (list, tuple)) and all(isinstance(dim, int) for dim in dims)
+    if not known or not _is_value(source, node, [given["input"]]):
+        return None
+    order = [dim % len(dims) for dim in dims]
+    if order not in ([0, 2, 3, 1], [0, 3, 1, 2]):
+        return None
+    return Permute(node, [given["input"]], order == [0, 2, 3, 1])
+
+
 def _reshape(source: Source, node: fx.Node, given: dict[str, Any]) -> Op | None:
     if not _is_value(source, node, [given["input"]]):
         return None
@@ -253,6 +277,7 @@ _HANDLERS: dict[str, Callable[[Source, fx.Node, dict[str, Any]], Op | fx.Node | 
     "add": _add,
     "mul": _mul,
     "dropout": _dropout,
+    "permute": _permute,
     "flatten": _reshape,
     "reshape": _reshape,
     "view": _reshape,

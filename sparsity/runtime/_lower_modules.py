@@ -14,11 +14,13 @@ from sparsity.runtime._operands import Affine, PoolKind
 from sparsity.runtime._ops import (
     Activate,
     ChannelAffine,
+    ChannelNorm,
     Conv,
     GlobalMean,
     Linear,
     Norm,
     Op,
+    Permute,
     Pool,
     Reshape,
 )
@@ -40,7 +42,7 @@ def from_module(source: Source, node: fx.Node, module: nn.Module) -> Op | fx.Nod
         return None
     if isinstance(module, _DROPOUTS) or type(module).__name__ in _DROP_NAMES:
         return x if source.shapes[x] == source.shapes[node] else None
-    for make in (_conv, _linear, _batch_norm, _norm, _pool, _flatten):
+    for make in (_conv, _linear, _batch_norm, _norm, _pool, _flatten, _permute):
         made = make(source, node, x, module)
         if made is not None:
             return made
@@ -113,49 +115,50 @@ def _batch_norm(source: Source, node: fx.Node, x: fx.Node, module: Any) -> Chann
     return ChannelAffine(node, [x], Affine(scale, shift, False), dim=1)
 
 
-def _norm(source: Source, node: fx.Node, x: fx.Node, module: Any) -> Norm | None:
+def _norm(source: Source, node: fx.Node, x: fx.Node, module: Any) -> Norm | ChannelNorm | None:
     name, shape = type(module).__name__, source.shapes[x]
     if shape != source.shapes[node] or len(shape) < 2 or not ("LayerNorm" in name or "RMSNorm" in name):
         return None
-    eps = next(
-        (e for e in (getattr(module, n, None) for n in ("eps", "variance_epsilon", "epsilon")) if e is not None), None
-    )
+    given = (getattr(module, each, None) for each in ("eps", "variance_epsilon", "epsilon"))
+    eps = next((float(each) for each in given if each is not None), torch.finfo(torch.float32).eps)
     weight, bias = detached(getattr(module, "weight", None)), detached(getattr(module, "bias", None))
     sizes = {tuple(each.shape) for each in (weight, bias) if each is not None}
+    centered = "RMSNorm" not in name
+    if bias is not None and not centered:
+        return None
+    x_sample = _small_input(shape)
+    if len(shape) == 4 and centered and not sizes - {shape[1:2]}:
+        expected = F.layer_norm(x_sample.permute(0, 2, 3, 1), shape[1:2], weight, bias, eps).permute(0, 3, 1, 2)
+        if _gives(module, x_sample, expected):
+            return ChannelNorm(node, [x], weight, bias, eps)
     if sizes - {shape[-1:]}:
         return None
-    centered = "RMSNorm" not in name
-    # torch's RMSNorm without eps takes the dtype's own.
-    eps = float(eps) if eps is not None else torch.finfo(torch.float32).eps
+    # Some RMSNorms store their weight without the one that they add to it.
     for each in (weight, None if weight is None else 1 + weight):
-        if _computes_norm(module, shape, each, bias, eps, centered):
+        if centered:
+            expected = F.layer_norm(x_sample, shape[-1:], each, bias, eps)
+        else:
+            expected = F.rms_norm(x_sample, shape[-1:], each, eps)
+        if _gives(module, x_sample, expected):
             return Norm(node, [x], each, bias, eps, centered)
     return None
 
 
-def _computes_norm(
-    module: nn.Module, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool
-) -> bool:
-    """Whether a module is that norm, by asking it: libraries have many norms of these names, some with a twist."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(*[min(size, 2) for size in shape[:-1]], shape[-1], generator=generator) * 3 + 1
+def _small_input(shape: tuple[int, ...]) -> Tensor:
+    """Random numbers of such a shape, with few samples and pixels."""
+    small = [min(shape[0], 2), *shape[1:2], *(min(size, 3) for size in shape[2:-1]), *shape[2:][-1:]]
+    return torch.randn(*small, generator=torch.Generator().manual_seed(0)) * 3 + 1
+
+
+def _gives(module: nn.Module, x: Tensor, expected: Tensor) -> bool:
+    """Whether a module computes that, by asking it: libraries have many norms of these names, some with a twist."""
     try:
         with torch.no_grad():
             got = module(x)
     except Exception:  # it wants something else than one tensor of this shape
         return False
-    if centered:
-        expected = F.layer_norm(x, shape[-1:], weight, bias, eps)
-    else:
-        expected = F.rms_norm(x, shape[-1:], weight, eps)
-        expected = expected if bias is None else expected + bias
-    return (
-        isinstance(got, Tensor)
-        and got.dtype == torch.float32
-        and got.shape == x.shape
-        and torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
-        and (centered or bias is None)
-    )
+    same = isinstance(got, Tensor) and got.dtype == torch.float32 and got.shape == x.shape
+    return same and torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def _pool(source: Source, node: fx.Node, x: fx.Node, module: Any) -> Pool | GlobalMean | None:
@@ -178,6 +181,12 @@ def _flatten(source: Source, node: fx.Node, x: fx.Node, module: Any) -> Reshape 
     before, after = source.shapes[x], source.shapes[node]
     flattens = len(before) == 4 and len(after) == 2 and after[0] == before[0]
     return Reshape(node, [x]) if _inherits(module, nn.Flatten) and flattens else None
+
+
+def _permute(source: Source, node: fx.Node, x: fx.Node, module: Any) -> Permute | None:
+    # torchvision has a module for it.
+    dims = list(getattr(module, "dims", ())) if type(module).__name__ == "Permute" else []
+    return Permute(node, [x], dims == [0, 2, 3, 1]) if dims in ([0, 2, 3, 1], [0, 3, 1, 2]) else None
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

@@ -15,7 +15,21 @@ from torch.nn import functional as F
 from sparsity.runtime._activations import FUNCTIONS
 from sparsity.runtime._operands import Activation, PoolKind
 from sparsity.runtime._operator import call, register
-from sparsity.runtime._ops import ChannelAffine, Conv, GlobalMean, Layer, Linear, Norm, Op, Pool, Product, Sum, applied
+from sparsity.runtime._ops import (
+    ChannelAffine,
+    ChannelNorm,
+    Conv,
+    GlobalMean,
+    Layer,
+    Linear,
+    Norm,
+    Op,
+    Permute,
+    Pool,
+    Product,
+    Sum,
+    applied,
+)
 from sparsity.runtime._packing import pack_weight, unpack_weight
 
 
@@ -218,6 +232,24 @@ class NormModule(OpModule):
         if op.centered:
             return F.layer_norm(x, x.shape[-1:], op.weight, op.bias, op.eps)
         return F.rms_norm(x, x.shape[-1:], op.weight, op.eps)
+
+
+class ChannelNormModule(OpModule):
+    """A LayerNorm over the channels of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[N, C, H, W]`` to images of the same shape."""
+        op = cast(ChannelNorm, self.op)
+        normed = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], op.weight, op.bias, op.eps)
+        return normed.permute(0, 3, 1, 2)
+
+
+class PermuteModule(OpModule):
+    """Images as maps of feature vectors, or back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, H, W, C]``, or the other way round."""
+        return x.permute(0, 2, 3, 1) if cast(Permute, self.op).to_last else x.permute(0, 3, 1, 2)
 
 
 class ReshapeModule(OpModule):

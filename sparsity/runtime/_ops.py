@@ -213,7 +213,9 @@ class ChannelAffine(Op):
 
     def frames(self, shapes: Mapping[fx.Node, Shape]) -> frozenset[Frame]:
         shape = shapes[self.node]
-        return _elementwise(shape) if len(shape) == 2 else _batch(shape) if self.dim == 1 else _rows(shape)
+        if len(shape) == 2:
+            return _elementwise(shape)
+        return _batch(shape) if self.dim == 1 else frozenset({("rows", shape[:-1])})
 
     def emit(self, buffers: Buffers) -> int:
         sample = buffers.sample(self.node)
@@ -336,12 +338,51 @@ class Norm(Op):
         return buffers.plan.rms_norm(source, target, **sizes)
 
 
+@dataclass(eq=False)
+class ChannelNorm(Op):
+    """LayerNorm over the channels of images, pixel by pixel."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    def frames(self, shapes: Mapping[fx.Node, Shape]) -> frozenset[Frame]:
+        return _batch(shapes[self.node])
+
+    def emit(self, buffers: Buffers) -> int:
+        channels, *size = buffers.sample(self.node)
+        source, target = buffers.index[self.inputs[0]], buffers.target(self.node)
+        held = {"weight": self.weight, "bias": self.bias, "eps": self.eps}
+        return buffers.plan.channel_norm(source, target, channels=channels, inner=math.prod(size), **held)
+
+
+@dataclass(eq=False)
+class Permute(Op):
+    """Images as maps of feature vectors, ``[N, H, W, C]``, or back.
+
+    Attributes:
+        to_last: Whether channels become the last dimension; else the last dimension becomes channels.
+    """
+
+    to_last: bool
+
+    def frames(self, shapes: Mapping[fx.Node, Shape]) -> frozenset[Frame]:
+        return _batch(shapes[self.node])
+
+    def emit(self, buffers: Buffers) -> int:
+        sample = buffers.sample(self.inputs[0])
+        rows = sample[0] if self.to_last else math.prod(sample[:-1])
+        source, target = buffers.index[self.inputs[0]], buffers.target(self.node)
+        return buffers.plan.transpose(source, target, rows=rows, columns=math.prod(sample) // rows)
+
+
 def _batch(shape: Shape) -> frozenset[Frame]:
     return frozenset({("batch", shape[:1])})
 
 
 def _rows(shape: Shape) -> frozenset[Frame]:
-    return _elementwise(shape) if len(shape) == 2 else frozenset({("rows", shape[:-1])})
+    # Vectors are both, and so are maps of feature vectors, which come from images.
+    return _elementwise(shape) if len(shape) in (2, 4) else frozenset({("rows", shape[:-1])})
 
 
 def _elementwise(shape: Shape) -> frozenset[Frame]:

@@ -125,6 +125,17 @@ class _Groups:
         return order
 
 
+def side_by_side(ops: list[Op]) -> list[Op]:
+    """Order operations by their depth, so that heads advance together and threads can share them out.
+
+    Otherwise one head runs after the other, which keeps what it works on in the cache of a single thread.
+    """
+    depth: dict[fx.Node, int] = {}
+    for op in ops:
+        depth[op.node] = 1 + max((depth.get(node, 0) for node in op.inputs), default=0)
+    return sorted(ops, key=lambda op: depth[op.node])
+
+
 def _is_sparse(op: Op) -> bool:
     return isinstance(op, Layer) and op.choice is not None and op.choice.sparse
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def prefer(kernel: str) -> Iterator[None]:
         if seconds is None:
             yield
         else:
-            with mock.patch.object(_cost, "sparse_seconds", lambda work, isa: seconds):
+            with mock.patch.object(_cost, "sparse_seconds", return_value=seconds):
                 yield
 
 
@@ -111,7 +112,7 @@ def test_stacks_of_convolutions(
     channels: list[int], kernel: int, stride: int, size: tuple[int, int], share: float, norm_first: bool
 ) -> None:
     layers: list[nn.Module] = []
-    for given, made in zip(channels, channels[1:], strict=False):
+    for given, made in itertools.pairwise(channels):
         conv, norm = nn.Conv2d(given, made, kernel, stride, padding=kernel // 2), nn.BatchNorm2d
         layers += [norm(given), nn.ReLU(), conv] if norm_first else [conv, norm(made), nn.ReLU()]
     net = torch.fx.symbolic_trace(nn.Sequential(*layers).eval())
