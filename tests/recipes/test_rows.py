@@ -33,7 +33,7 @@ ROWS = list(all_rows().values())
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_row_is_complete(row: Row) -> None:
-    assert list(row.presets)[0] == "paper"
+    assert next(iter(row.presets)) == "paper"
     assert list(row.presets)[-1] == "small"
     assert row.reference in all_rows()
     assert row.label
@@ -146,7 +146,7 @@ def test_what_the_released_code_does_otherwise() -> None:
 def test_rows_of_other_papers_have_no_released_preset() -> None:
     with pytest.raises(RecipeError, match=r"no preset 'released'.*numbers from Havasi et al. \(2021\).*paper, small"):
         find("table2/mimo-m3").recipe("released")
-    with pytest.raises(RecipeError, match="Unknown preset 'smal'.*Did you mean 'small'"):
+    with pytest.raises(RecipeError, match=r"Unknown preset 'smal'.*Did you mean 'small'"):
         find("table2/mimo-m3").recipe("smal")
 
 
@@ -173,20 +173,21 @@ def test_small_recipes_keep_the_proportions() -> None:
 
 class TestModels:
     def test_sizes_of_the_llamas(self) -> None:
+        # Embedding and output, then attention, MLP and norms of each layer.
         sizes = []
-        with torch.device("meta"):
-            for row in ("table4/130m-single-dense", "table15/single-dense-250m", "table4/350m-single-dense"):
-                net = find(row).recipe("paper").model.make(32_000, 0)
-                sizes.append(sum(parameter.numel() for parameter in net.parameters()))
+        for row in ("table4/130m-single-dense", "table15/single-dense-250m", "table4/350m-single-dense"):
+            llama = find(row).recipe("paper").model
+            assert isinstance(llama, Llama)
+            layer = 4 * llama.hidden**2 + 3 * llama.hidden * llama.intermediate + 2 * llama.hidden
+            sizes.append(2 * 32_000 * llama.hidden + llama.layers * layer + llama.hidden)
         assert sizes[1] == pytest.approx(247.37e6, rel=1e-4)  # Table 15
         assert [round(size / 1e6) for size in sizes] == [134, 247, 368]
+        net = Llama(layers=2, hidden=16, intermediate=24, heads=2, positions=8).make(50, 0)
+        assert sum(p.numel() for p in net.parameters()) == 2 * 50 * 16 + 2 * (4 * 256 + 3 * 16 * 24 + 32) + 16
 
     def test_wide_resnet_and_timm(self) -> None:
-        with torch.device("meta"):
-            assert (
-                find("table2/single-dense").recipe("paper").model.make(100, 3).get_submodule("fc").out_features == 100
-            )
-            assert Timm("resnet18").make(7, 1).get_submodule("conv1").in_channels == 1
+        assert Wrn(10, 2).make(100, 3).get_submodule("fc").out_features == 100
+        assert Timm("resnet18").make(7, 1).get_parameter("conv1.weight").shape[1] == 1
         with pytest.raises(RecipeError, match="timm has no model 'resnet55'"):
             Timm("resnet55").make(10, 3)
         with pytest.raises(RecipeError, match="depth must be 6 n"):
