@@ -5,7 +5,8 @@
 #include "activation.h"
 
 constexpr int MAX_VECTORS = VECTOR_BYTES == 64 ? 24 : 12;  // of a tile: leaves registers for the weight and the epilogue
-constexpr int MAX_IMAGES = 2, MAX_SHARED_VECTORS = 5;      // small images that share one pass over the nonzeros
+constexpr int MAX_IMAGES = 2;  // that share one pass over the nonzeros, if they are as small as this:
+constexpr int MAX_SHARED_VECTORS = VECTOR_BYTES == 64 ? 5 : 1;
 
 struct Run {  // consecutive pixels of a tile that are consecutive in the output
   int tile, length;
@@ -25,12 +26,13 @@ struct Tile {
   int tokens;  // above 0: the tile's pixels are this many rows of [rows, outputs] and are stored transposed
 };
 
-// With few registers per step one chain of FMAs waits for itself: keep at least eight sums under way.
+// With few vectors one chain of FMAs waits for itself: keep about eight sums under way. Whether images share a pass must
+// not count here, for results would depend on the number of threads.
 template <int N> constexpr int chains() { return N == 1 ? 8 : N == 2 ? 4 : N == 3 ? 3 : N < 6 ? 2 : 1; }
 
 template <int T, int I, bool SCALED>
 INLINE void accumulate(const Tile &t, const float *v, const uint16_t *o, size_t n, vf (&a)[I][T]) {
-  constexpr int U = chains<T * I>();
+  constexpr int U = chains<T>();
   const size_t stride = t.stride;
   auto step = [&](size_t k, vf(&sum)[I][T]) __attribute__((always_inline)) {
     size_t offset = SCALED ? o[k] * stride : o[k];
