@@ -236,8 +236,9 @@ def _with_constant(
 
 def _permute(source: Source, node: fx.Node, given: dict[str, Any]) -> Op | None:
     dims = given.get("dims")
-    known = isinstance(dims, (list, tuple)) and all(isinstance(dim, int) for dim in dims)
-    if not known or not _is_value(source, node, [given["input"]]):
+    if not isinstance(dims, (list, tuple)) or not all(isinstance(dim, int) for dim in dims):
+        return None
+    if not _is_value(source, node, [given["input"]]):
         return None
     order = [dim % len(dims) for dim in dims]
     if order not in ([0, 2, 3, 1], [0, 3, 1, 2]):
