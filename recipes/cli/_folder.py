@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.rows import Recipe, Row, find, home, overridden
-from recipes.training import TrainingError, read_json, write_json
+from recipes.training import CHECKPOINT, DONE, TrainingError, read_json, write_json
 
 RESULT = "result.json"
 RECIPE = "recipe.json"
@@ -76,7 +76,8 @@ def claim(folder: Path, recipe: Recipe, seed: int, *, resume: bool) -> bool:
             )
         if (folder / RESULT).exists():
             return True
-        if not resume:
+        started = any(next(folder.glob(f"network-*/{name}"), None) for name in (CHECKPOINT, DONE))
+        if started and not resume:
             raise TrainingError(
                 f"{folder} has an unfinished run. Go on with it by --resume, or delete the folder to start over."
             )

@@ -88,19 +88,22 @@ def test_language_models_run_end_to_end(row: str, tmp_path: Path) -> None:
     assert metrics["perplexity_prob"] <= metrics["perplexity_head"] + 1e-6
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("once")
+    assert run(out, TestFinished.row, *DIGITS) == 0
+    return out
+
+
+@pytest.fixture
+def out(once: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may spoil."""
+    return Path(shutil.copytree(once, tmp_path / "out"))
+
+
 class TestFinished:
     row = "table3/treenet-m3"
-
-    @pytest.fixture(scope="class")
-    def once(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        out = tmp_path_factory.mktemp("once")
-        assert run(out, self.row, *DIGITS) == 0
-        return out
-
-    @pytest.fixture
-    def out(self, once: Path, tmp_path: Path) -> Path:
-        """A copy of the finished run, which a test may spoil."""
-        return Path(shutil.copytree(once, tmp_path / "out"))
 
     def test_finished_seeds_are_kept(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = next((out / self.row).glob("*/seed0/result.json"))
