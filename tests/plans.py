@@ -171,6 +171,8 @@ def error(case: Case, given: Operands, got: Tensor) -> float:
 
 
 def _affine_size(case: Case, given: Operands) -> Tensor:
-    assert given.affine is not None and given.affine.scale is not None and given.affine.shift is not None
+    assert given.affine is not None
+    assert given.affine.scale is not None
+    assert given.affine.shift is not None
     shape = (-1,) if case.kernel is None else (-1, 1, 1)
     return given.x.abs() * given.affine.scale.abs().view(shape) + given.affine.shift.abs().view(shape)
