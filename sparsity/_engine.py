@@ -66,9 +66,12 @@ class Engine:
         seed: Seed of random growth, which depends on this, the layer's path and the step only.
         callback: Called with each update's `Rewiring` right after it; one function or several.
         group: The torch.distributed process group that trains this model together; None for all processes.
-        compact_state: Keep optimizer state of active weights only, as vectors, which saves memory as masks do weights.
-            Training is the same, bit for bit, and other engines than this kind refuse such states from a checkpoint.
-            For optimizers that treat each weight by itself, such as SGD and AdamW, which is tried out at once.
+        compact_state: Keep the optimizer's states of active weights only, as vectors in row-major order, so that their
+            memory is in proportion to density. Training is the same bit for bit. For optimizers that treat each weight
+            by itself, such as SGD and AdamW, which is tried out on small tensors at once; not for sharded weights, and
+            on the CPU not for fused kernels and 16-bit weights, whose rounding depends on the place in a tensor.
+            `detach` brings back states of all weights. A checkpoint of plain states can be loaded; one of compact
+            states needs an engine with this option.
 
     Raises:
         EngineError: The model has no masks, has an engine already, or weights that the optimizer doesn't hold; or its
@@ -123,7 +126,10 @@ class Engine:
         self._collect_if_due()
 
     def detach(self) -> None:
-        """Stop: masks stay on the model, but masked weights are not kept at zero any more."""
+        """Stop: masks stay on the model, but masked weights are not kept at zero any more.
+
+        Compact optimizer states are those of all weights again.
+        """
         if not self.attached:
             warnings.warn(NoEffectWarning("detach changed nothing: the engine is not attached."), stacklevel=2)
             return

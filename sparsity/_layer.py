@@ -28,7 +28,8 @@ class Layer:
             processes are not in it), or None if the rule does not ask for it.
         generator: A random generator on the weight's device for this layer and step alone.
         masked_gradient: The weight's ``.grad``, as the optimizer is about to use it.
-        state: The optimizer's state of this weight, to be read only.
+        state: The optimizer's state of this weight, to be read only. A compact one (``compact_state`` of `Engine`) is
+            shown in the weight's shape, with the values that states start with where the weight is not active.
         memory: Tensors that a rule keeps of this weight from step to step, saved with the engine.
     """
 

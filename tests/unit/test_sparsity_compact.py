@@ -357,6 +357,22 @@ def test_optimizers_of_ones_own() -> None:
         assert bits(one.grad, other.grad)
 
 
+class Extended(AdamW):
+    """Makes the step of its base class, which runs hooks of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_steps_of_a_base_class_count_once() -> None:
+    plain, _ = both(lambda net: AdamW(net.parameters()))
+    _, compact = both(lambda net: Extended(net.parameters()))
+    for one in (plain, compact):
+        one.train(range(7))
+    assert compact.engine.step == 7
+    check_same(plain, compact)
+
+
 def test_closures_called_in_the_middle_of_a_step() -> None:
     def groups(net: nn.Module) -> Optimizer:
         first, *rest = net.parameters()
