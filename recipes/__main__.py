@@ -1,4 +1,4 @@
-"""Command line of the recipes: `python -m recipes list`, `show`, `run`, `table`, `demo`."""
+"""Command line of the recipes: `python -m recipes list`, `show`, `run`, `table`, `plot`, `demo`."""
 
 from __future__ import annotations
 

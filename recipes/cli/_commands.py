@@ -100,12 +100,25 @@ def table(options: argparse.Namespace) -> int:
     return 0
 
 
+def plot(options: argparse.Namespace) -> int:
+    """Draw a figure of the paper from what was run."""
+    from recipes.cli._plot import plot as draw
+
+    made = draw(options.place, options.preset, options.out, options.set)
+    file = options.file or options.out / f"{made.name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(made.png())
+    print(file)
+    return 0
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "demo": demo,
     "list": list_rows,
     "show": show,
     "run": run,
     "table": table,
+    "plot": plot,
 }
 
 

@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     _show(commands)
     _run(commands)
     _table(commands)
+    _plot(commands)
     return top
 
 
@@ -91,3 +92,12 @@ def _table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     command.add_argument("--state", choices=("last", "best"), default="last", help="best: on the validation part")
     command.add_argument("--vote", choices=("prob", "logit"), default="prob", help="what the heads average")
     command.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+
+
+def _plot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("plot", help="draw a figure of the paper from finished runs")
+    command.add_argument("place", help="figure3, figure5, figure6 or figure7")
+    command.add_argument("--preset", default="small", help=PRESETS)
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="what the runs were given")
+    command.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    command.add_argument("--file", type=Path, help="PNG to write; by default in the folder of the runs")

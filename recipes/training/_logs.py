@@ -79,7 +79,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise TrainingError("TensorBoard is not installed: pip install tensorboard") from error
+            raise TrainingError("TensorBoard is not installed: pip install 'fxsplit[tensorboard]'") from error
         self.writer = SummaryWriter(str(folder), purge_step=step or None)
 
     def write(self, row: Row) -> None:
@@ -109,7 +109,7 @@ class WeightsAndBiases:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise TrainingError("Weights & Biases is not installed: pip install wandb") from error
+            raise TrainingError("Weights & Biases is not installed: pip install 'fxsplit[wandb]'") from error
         identity = name.replace("/", "-")
         self._run = wandb.init(project=project, name=name, id=identity, resume="allow", config=dict(config))
 

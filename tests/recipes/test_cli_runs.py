@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import fxsplit
+import recipes.cli._plot
 from recipes.cli import main
+from recipes.cli._folder import Choice
 from recipes.training import locked
 
 ROOT = Path(__file__).parents[2]
@@ -244,3 +246,45 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert "3.6e17 FLOPs" in capsys.readouterr().out
     assert main(["table", "2", "--out", "nowhere"]) == 0
     assert "83.8" in capsys.readouterr().out
+
+
+class TestPlots:
+    def finish(self, out: Path, name: str, accuracies: list[float], flops: float = 1e6) -> None:
+        """What a finished run leaves, without the run."""
+        choice = Choice.of(name, "small")
+        for seed, accuracy in enumerate(accuracies):
+            folder = choice.folder(out, seed)
+            (folder / "network-0").mkdir(parents=True)
+            costs = {"inference_flops_masks": flops, "inference_flops_dense": flops}
+            result = {"seed": seed, "metrics": {"last": {"accuracy_prob": accuracy}}, "costs": costs}
+            (folder / "result.json").write_text(json.dumps(result))
+            row = "epoch,validation_accuracy,validation_disagreement"
+            (folder / "network-0" / "log.csv").write_text(f"{row}\n1,0.1,0.5\n2,0.3,0.2\n")
+
+    def test_each_figure_is_drawn_of_what_is_finished(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in ("figure3/rigl-h4", "figure3/set-h8", "figure6/full-ensemble-m2", "figure7/neurotrails-m3-s0.9"):
+            self.finish(tmp_path, name, [0.3, 0.32])
+        for name in ("table2/single-dense", "table2/neurotrails-m3-s0.8", "figure5/neurotrails-m3-s0.8"):
+            if not Choice.of(name, "small").folder(tmp_path, 0).exists():
+                self.finish(tmp_path, name, [0.31])
+        for place in ("3", "figure5", "figure6", "7"):
+            assert main(["plot", place, "--out", str(tmp_path)]) == 0
+            assert Path(capsys.readouterr().out.strip()).read_bytes()[1:4] == b"PNG"
+
+    def test_what_is_varied_is_read_from_the_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = {}
+        monkeypatch.setattr(recipes.cli._plot, "blocks_plot", lambda accuracies, look: seen.update(accuracies))
+        for name, accuracy in (("figure3/rigl-h4", 0.3), ("figure3/rigl-h8", 0.4), ("figure3/set-h12", 0.5)):
+            self.finish(tmp_path, name, [accuracy])
+        recipes.cli._plot.plot("figure3", "small", tmp_path)
+        # Blocks of the small network, which has 6 for the paper's 12.
+        assert seen == {"RigL": {2: [0.3], 4: [0.4]}, "SET": {6: [0.5]}}
+
+    def test_nothing_to_draw(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["plot", "figure3", "--out", str(tmp_path)]) == 2
+        assert "No run of figure3 is finished" in capsys.readouterr().err
+        assert main(["plot", "figure9", "--out", str(tmp_path)]) == 2
+        assert "There is no plot of 'figure9'" in capsys.readouterr().err
+        self.finish(tmp_path, "figure6/full-ensemble-m2", [0.3])
+        assert main(["plot", "figure6", "--out", str(tmp_path)]) == 2
+        assert "relative to table2/single-dense, which is not finished" in capsys.readouterr().err
