@@ -1,30 +1,40 @@
-// Activations on rows of floats, in place.
+// Activations of vectors and of rows.
 #pragma once
+#include "functions.h"
 #include "stream.h"
 
-static inline float activate(float x, int kind) {
+// The activation as a function of a vector, known when compiling: call(function).
+template <class Call> INLINE void with_activation(int kind, Call call) {
   switch (kind) {
-    case RELU: return relu(x);
-    case GELU: return .5f * x * (1.f + std::erf(x * .70710678118654752f));
-    case GELU_TANH: return .5f * x * (1.f + std::tanh(.7978845608028654f * (x + .044715f * x * x * x)));
-    case SILU: return x / (1.f + std::exp(-x));
-    case SIGMOID: return 1.f / (1.f + std::exp(-x));
-    case TANH: return std::tanh(x);
-    case RELU6: return x > 6.f ? 6.f : relu(x);
-    case HARDSWISH: { float g = x + 3.f; return x * (g > 6.f ? 6.f : relu(g)) / 6.f; }
-    default: return x;
+    case RELU: return call([](vf x) { return relu(x); });
+    case GELU: return call([](vf x) { return .5f * x * (1.f + error_function(x * .707106781f)); });
+    case GELU_TANH:
+      return call([](vf x) { return .5f * x * (1.f + hyperbolic_tangent(.797884561f * (x + .044715f * x * x * x))); });
+    case SILU: return call([](vf x) { return x / (1.f + exponential(-x)); });
+    case SIGMOID: return call([](vf x) { return sigmoid(x); });
+    case TANH: return call([](vf x) { return hyperbolic_tangent(x); });
+    case RELU6: return call([](vf x) { return select(x > 6.f, splat(6.f), relu(x)); });
+    case HARDSWISH:
+      return call([](vf x) { return x * select(x + 3.f > 6.f, splat(6.f), relu(x + 3.f)) * (1.f / 6.f); });
+    default: return call([](vf x) { return x; });
   }
 }
 
-static void activate_row(float *p, size_t n, int kind) {
+// One value: what a vector of it gives, so that results do not depend on where in a row a value stands.
+static float activate(float x, int kind) {
+  if (kind == NONE) return x;
+  vf y{};
+  with_activation(kind, [&](auto function) { y = function(splat(x)); });
+  return y[0];
+}
+
+static void activate_row(float *p, long n, int kind) {
   if (kind == NONE) return;
-  if (kind == RELU) {
-    size_t i = 0;
-    for (; i + VN <= n; i += VN) store(p + i, relu(load(p + i)));
-    for (; i < n; i++) p[i] = relu(p[i]);
-    return;
-  }
-  for (size_t i = 0; i < n; i++) p[i] = activate(p[i], kind);
+  with_activation(kind, [&](auto function) {
+    long i = 0;
+    for (; i + VN <= n; i += VN) store(p + i, function(load(p + i)));
+    if (i < n) store_first(p + i, function(load_lanes(p + i, 0, (int)(n - i))), (int)(n - i));
+  });
 }
 
 // y = activation(t + residual) over n floats; residual may be null.

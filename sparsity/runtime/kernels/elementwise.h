@@ -1,7 +1,5 @@
-// Steps that touch each value a few times: affine, sums, pooling, means.
+// Steps that touch each value once: affine, sums, means.
 #pragma once
-#include <limits>
-
 #include "pack.h"
 #include "step.h"
 
@@ -78,37 +76,4 @@ struct MeanStep : Step {
     }
   }
   double cost() const override { return (double)channels * inner / VN; }
-};
-
-struct PoolStep : Step {
-  Window w;
-  int out_height, out_width;
-  bool average, count_padding;
-  void run(const Buffers &buffers, long samples, int, double from, double to, Scratch &) const override {
-    const Range range(samples * w.inputs, from, to);
-    for (long i = range.first; i < range.last; i++) {
-      const float *x = buffers[reads[0]] + i * w.height * w.width;
-      float *y = buffers[target] + i * out_height * out_width;
-      for (int r = 0; r < out_height; r++)
-        for (int c = 0; c < out_width; c++) *y++ = one(x, r * w.sy - w.py, c * w.sx - w.px);
-    }
-  }
-  double cost() const override { return (double)w.inputs * out_height * out_width * w.taps() / 4; }
-
- private:
-  float one(const float *x, int top, int left) const {
-    // As torch counts: the window ends at the padded edge, and padding beyond that never counts.
-    const int bottom = std::min(top + w.ky, w.height + w.py), right = std::min(left + w.kx, w.width + w.px);
-    const int padded = (bottom - top) * (right - left);
-    const int y0 = std::max(top, 0), x0 = std::max(left, 0), y1 = std::min(bottom, w.height), x1 = std::min(right, w.width);
-    float best = -std::numeric_limits<float>::infinity(), total = 0;
-    for (int r = y0; r < y1; r++)
-      for (int c = x0; c < x1; c++) {
-        const float v = x[(long)r * w.width + c];
-        if (average) total += v;
-        else if (v > best || v != v) best = v;  // a NaN stays: no later value is above it
-      }
-    if (average && (y0 >= y1 || x0 >= x1)) return 0;
-    return average ? total / (count_padding ? padded : (y1 - y0) * (x1 - x0)) : best;
-  }
 };

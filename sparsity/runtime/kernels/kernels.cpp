@@ -3,6 +3,7 @@
 #include "elementwise.h"
 #include "plan.h"
 #include "pointwise.h"
+#include "pooling.h"
 #include "rows.h"
 
 static InputAffine affine_of(const float *scale, const float *shift, int relu, int channels) {

@@ -12,7 +12,7 @@ struct ActivationStep : Step {
     float *y = buffers[target] + at;
     const float *x = buffers[reads[0]] + at;
     if (x != y) std::memcpy(y, x, (size_t)(end - at) * 4);
-    activate_row(y, (size_t)(end - at), activation);
+    activate_row(y, end - at, activation);
   }
   double cost() const override { return (double)floats; }
 };
@@ -25,13 +25,12 @@ struct MultiplyStep : Step {
     const Range range(ceil_div<long>(samples * floats, VN), from, to);
     const float *x = buffers[reads[0]], *g = buffers[reads[1]];
     float *y = buffers[target];
-    for (long k = range.first; k < range.last; k++) {
-      const int lanes = (int)std::min<long>(VN, samples * floats - k * VN);
-      alignas(64) float first[VN];
-      store(first, load_lanes(x + k * VN, 0, lanes));
-      activate_row(first, VN, activation);
-      store_first(y + k * VN, load(first) * load_lanes(g + k * VN, 0, lanes), lanes);
-    }
+    with_activation(activation, [&](auto function) {
+      for (long k = range.first; k < range.last; k++) {
+        const int lanes = (int)std::min<long>(VN, samples * floats - k * VN);
+        store_first(y + k * VN, function(load_lanes(x + k * VN, 0, lanes)) * load_lanes(g + k * VN, 0, lanes), lanes);
+      }
+    });
   }
   double cost() const override { return (double)floats; }
 };
