@@ -21,6 +21,7 @@ _CLEAR = 2.5
 _SECONDS_PER_LAYER = 0.05
 _DENSE = 0.95
 """Density above which a weight counts as dense, whatever its few zeros come from."""
+_FEW_ROWS = 8
 _LEAVING = 10e-6
 """Seconds that it takes to leave a region for a dense layer and come back."""
 
@@ -102,7 +103,9 @@ def _measure(layer: Layer, work: Work, weight: Tensor) -> tuple[float, float]:
         else:
             x = torch.randn(work.pixels, layer.shape[1], generator=generator)
             dense = DenseLinear(Linear(layer.node, [], layer.path, layer.shape, lambda: weight, layer.bias))
-        taken = seconds([_sparse_call(layer, work, weight, x), lambda: dense(x)], _SECONDS_PER_LAYER)
+        # Where a weight is used for a few rows only, most of the time goes into reading it.
+        cold = work.pixels <= _FEW_ROWS
+        taken = seconds([_sparse_call(layer, work, weight, x), lambda: dense(x)], _SECONDS_PER_LAYER, cold=cold)
     return taken[0], taken[1]
 
 

@@ -6,15 +6,30 @@ import math
 from dataclasses import dataclass
 
 _SPEED = {"avx512": 1.0, "avx2": 0.75, "portable": 0.35}
-"""Of an instruction set against AVX-512."""
-_SPARSE_FLOPS = 120e9
-_DENSE_FLOPS = 210e9
-_PACKED_FLOATS = 5e9
-_NONZERO_SECONDS = 0.42e-9
-_DENSE_WEIGHT_SECONDS = 0.14e-9
-_SPARSE_CALL = 1e-6
-_DENSE_CALL = 8e-6
-_FULL_TILE = 48
+"""Of an instruction set against AVX-512, on which the constants below were measured (one core of a Zen 5)."""
+_CONV_FLOPS = 190e9
+_CONV_NONZERO = 0.25e-9
+"""Seconds to read one nonzero and find its input, for each image."""
+_CONV_PACKED = 0.28e-9
+"""Seconds to pack one float, for each column of the window."""
+_CONV_OUTPUT = 0.1e-9
+_CONV_ROW = 70e-9
+"""Seconds to begin and end one output channel of an image."""
+_LINEAR_FLOPS = 70e9
+_LINEAR_NONZERO = 0.25e-9
+_LINEAR_NONZERO_OF_ROWS = 0.6e-9
+"""The same where there is more than one row."""
+_LINEAR_PACKED = 0.85e-9
+_SPARSE_CALL = 2e-6
+_DENSE_CONV_FLOPS = 210e9
+_DENSE_CONV_INPUT = 0.45e-9
+_DENSE_CONV_CALL = 20e-6
+_DENSE_LINEAR_FLOPS = 105e9
+_DENSE_LINEAR_WEIGHT = 0.15e-9
+"""Seconds to read a weight from memory."""
+_DENSE_LINEAR_CALL = 8e-6
+_FEW = 16
+"""Inputs of one output at which the dense kernel reaches half its speed."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +68,24 @@ class Work:
 
 
 def sparse_seconds(work: Work, isa: str) -> float:
-    """Predicted seconds in the sparse kernel on one thread.
-
-    Each nonzero is read once per tile of pixels and multiplied with the tile; before, the input is packed, once for
-    each column of the window.
-    """
+    """Predicted seconds in the sparse kernel on one thread: packing, nonzeros times pixels, writing."""
     speed = _SPEED.get(isa, 0.35)
-    columns = work.shape[3] if work.kind == "conv2d" else 1
-    multiply = 2 * work.nonzeros * work.pixels / (_SPARSE_FLOPS * speed)
-    stream = _NONZERO_SECONDS * work.nonzeros * math.ceil(work.pixels / _FULL_TILE) ** 0.0
-    pack = columns * work.inputs / (_PACKED_FLOATS * speed)
-    return _SPARSE_CALL + max(multiply, stream) + pack
+    if work.kind == "linear":
+        each = max(2 * work.pixels / _LINEAR_FLOPS, _LINEAR_NONZERO_OF_ROWS) if work.pixels > 1 else _LINEAR_NONZERO
+        pack = 0.0 if work.pixels == 1 else _LINEAR_PACKED * work.inputs
+        return _SPARSE_CALL + (work.nonzeros * each + pack) / speed
+    images = max(1, work.inputs // (work.shape[1] * work.groups * math.prod(work.size)))
+    multiply = work.nonzeros * (2 * work.pixels / _CONV_FLOPS + _CONV_NONZERO * images)
+    pack = _CONV_PACKED * work.shape[3] * work.inputs
+    write = work.shape[0] * (_CONV_OUTPUT * work.pixels + _CONV_ROW * images)
+    return _SPARSE_CALL + (multiply + pack + write) / speed
 
 
 def dense_seconds(work: Work, isa: str) -> float:
-    """Predicted seconds in torch on one thread: multiplications, or reading the weights where there are few pixels."""
+    """Predicted seconds in torch on one thread: multiplications, and reading weights or inputs."""
     speed = _SPEED.get(isa, 0.35)
-    multiply = 2 * work.total * work.pixels / (_DENSE_FLOPS * speed)
-    return _DENSE_CALL + max(multiply, _DENSE_WEIGHT_SECONDS * work.total)
+    operations = 2 * work.total * work.pixels
+    if work.kind == "linear":
+        return _DENSE_LINEAR_CALL + max(operations / (_DENSE_LINEAR_FLOPS * speed), _DENSE_LINEAR_WEIGHT * work.total)
+    few = 1 + _FEW / math.prod(work.shape[1:])
+    return _DENSE_CONV_CALL + few * operations / (_DENSE_CONV_FLOPS * speed) + _DENSE_CONV_INPUT * work.inputs

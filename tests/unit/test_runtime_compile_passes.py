@@ -25,6 +25,7 @@ from sparsity.runtime._model import Work, dense_seconds, sparse_seconds
 from sparsity.runtime._operands import Activation
 from sparsity.runtime._ops import Conv, Layer, Linear
 from sparsity.runtime._packing import PackedWeight, pack_weight, unpack_weight
+from sparsity.runtime._region import Region
 
 
 class Written(nn.Module):
@@ -161,6 +162,7 @@ def test_a_norm_before_a_layer_goes_into_its_input(used_twice: bool) -> None:
     with mock.patch.object(_cost, "sparse_seconds", return_value=1e-9):
         fast = sparsity.compile(net, x, tune=False)
     (region,) = fast.program.children()
+    assert isinstance(region, Region)
     assert [step.kind for step in region.plan.steps] == (["affine", "conv2d"] if used_twice else ["conv2d"])
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-6)
