@@ -28,7 +28,6 @@ class Material:
         feed: Makes training batches from the batch size, the seed and the processes.
         read: Reads a part (``train``, ``validation`` or ``test``) once, in order, as one process of several.
         has_validation: Whether there is a validation part.
-        tokens: Predicted tokens of one example; 1 for images.
     """
 
     outputs: int
@@ -37,7 +36,6 @@ class Material:
     feed: Callable[[int, int, Processes, int], Feed]
     read: Callable[[str, Processes], Batches]
     has_validation: bool
-    tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,5 +160,4 @@ def _text(data: Any) -> Material:
     def read(part: str, processes: Processes) -> Batches:
         return in_order(parts[part], 16, rank=processes.rank, world=processes.world, device=processes.device)
 
-    # Shapes are those of a short example: the graph takes any length.
-    return Material(data.vocab, 0, data.example.to(torch.int64), feed, read, True, data.length - 1)
+    return Material(data.vocab, 0, data.example.to(torch.int64), feed, read, has_validation=True)
