@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes._errors import RecipeError
 from recipes._tables import mean_std
 from recipes.cli._folder import RESULT, Choice
-from recipes.rows import Row, find, home, of_place
+from recipes.rows import Row, find, of_place
 from recipes.training import read_json
 
 MISSING = "-"
@@ -48,12 +49,31 @@ class Runs:
 
 
 def finished(row: Row, preset: str, out: Path, changes: Sequence[str] = ()) -> Runs:
-    """Read the finished runs of a row."""
-    if preset not in row.presets:
+    """Read the finished runs of a row; there are none of a row without the preset or a setting that was changed."""
+    if _refusal(row, preset, changes) is not None:
         return Runs(row, [])
     first = Choice.of(row.name, preset, changes).folder(out, 0).parent
     files = sorted(first.glob(f"seed*/{RESULT}"), key=lambda file: int(file.parent.name.removeprefix("seed")))
     return Runs(row, [read_json(file) for file in files])
+
+
+def check(place: str, preset: str, changes: Sequence[str] = ()) -> None:
+    """Make sure that some row of a table has a preset and the settings that were changed.
+
+    Raises:
+        RecipeError: None has.
+    """
+    refusals = [_refusal(row, preset, changes) for row in of_place(place)]
+    if refusals[0] is not None and None not in refusals:
+        raise refusals[0]
+
+
+def _refusal(row: Row, preset: str, changes: Sequence[str]) -> RecipeError | None:
+    try:
+        Choice.of(row.name, preset, changes)
+    except RecipeError as error:
+        return error
+    return None
 
 
 def table(
@@ -72,6 +92,7 @@ def table(
     Raises:
         RecipeError: There is no such table.
     """
+    check(place, preset, changes)
     rows = [finished(row, preset, out, changes) for row in of_place(place)]
     language = all(row.row.presets["paper"].language for row in rows)
     columns = _LANGUAGE if language else _VISION
@@ -159,7 +180,6 @@ def markdown(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 def as_json(place: str, preset: str, out: Path, changes: Sequence[str] = ()) -> str:
     """Return all that is known of the finished runs of a table."""
-    found = {
-        row.name: list(finished(row, preset, out, changes).results) for row in of_place(place) if home(row, preset)
-    }
+    check(place, preset, changes)
+    found = {row.name: list(finished(row, preset, out, changes).results) for row in of_place(place)}
     return json.dumps(found, indent=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fxsplit._errors import near_matches
 from recipes._errors import RecipeError
-from recipes.cli._collect import Runs, finished
+from recipes.cli._collect import Runs, check, finished
 from recipes.cli._folder import Choice
 from recipes.evaluation import Plot, blocks_plot, ensemble_size_plot, looks, sparsity_plot, training_plot
 from recipes.methods import Tree
@@ -34,6 +34,7 @@ def plot(place: str, preset: str, out: Path, changes: Sequence[str] = ()) -> Plo
         raise RecipeError(
             f"There is no plot of {name!r}; there are {', '.join(_FIGURES)}.{near_matches(name, _FIGURES)}"
         )
+    check(name, preset, changes)
     found = [runs for row in of_place(name) if (runs := finished(row, preset, out, changes)).results]
     if not found:
         raise RecipeError(

@@ -140,6 +140,14 @@ class TestFinished:
         training = tree["training_flops"]["masks"] / one["training_flops"]["dense"]
         assert ratios == [f"{inference:.2f}x"] * 2 + ["2.91x"] + [f"{training:.2f}x"] * 2 + ["2.91x"]
 
+    def test_a_setting_that_not_all_rows_have(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        # Single networks have no heads; their row stays empty, and FLOPs are not relative to it.
+        assert run(out, self.row, *DIGITS, "--set", "members=2") == 0
+        capsys.readouterr()
+        assert main(["table", "3", "--out", str(out), *DIGITS, "--set", "members=2", "--format", "markdown"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "| TreeNet" in line]
+        assert "e+" in line
+
     def test_the_saved_network_gives_the_numbers(self, out: Path) -> None:
         from recipes.evaluation import evaluate, predict
         from recipes.rows import find, overridden
@@ -216,6 +224,8 @@ class TestErrors:
             (["show", "table2/tree"], "Unknown row"),
             (["list", "tabel"], "No row matches"),
             (["table", "9"], "There is no 'table9'"),
+            (["table", "2", "--set", "momentom=1"], "Did you mean 'momentum'"),
+            (["plot", "figure3", "--preset", "smal"], "Unknown preset 'smal'"),
             (["tabel"], "unknown command 'tabel'. Did you mean 'table'?"),
         ],
     )
