@@ -64,6 +64,7 @@ class Plan:
 
     def buffer(self, floats: int) -> int:
         """Make a buffer of so many floats per sample and return its index."""
+        self._open()
         self._placement.add(floats)
         return self._library.plan_buffer(self._handle, floats)
 
@@ -84,12 +85,13 @@ class Plan:
         if weight.ndim != 4:
             raise PlanError(f"conv2d needs a weight of shape [Co, C, kh, kw], got {list(weight.shape)}")
         outputs, inputs, *kernel = weight.shape
-        out = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, kernel, stride, strict=True)]
-        if min(*size, *kernel, *stride, inputs, outputs) < 1 or min(padding) < 0 or min(out) < 1:
+        padded = [n + 2 * p - k for n, p, k in zip(size, padding, kernel, strict=True)]
+        if min(*size, *kernel, *stride, inputs, outputs) < 1 or min(*padding, *padded) < 0:
             raise PlanError(
                 f"conv2d of {tuple(size)} by a kernel of {tuple(kernel)}, stride {tuple(stride)} and padding "
                 f"{tuple(padding)} has no output"
             )
+        out = [n // s + 1 for n, s in zip(padded, stride, strict=True)]
         epilogue = epilogue or Epilogue()
         self._check("conv2d", target, math.prod(out) * outputs, {source: math.prod(size) * inputs}, epilogue.residual)
         window = _ints(inputs, outputs, *size, *kernel, *stride, *padding)

@@ -4,7 +4,8 @@
 #include "stream.h"
 
 // The activation as a function of a vector, known when compiling: call(function).
-template <class Call> INLINE void with_activation(int kind, Call call) {
+template <class Call>
+INLINE void with_activation(int kind, Call call) {
   switch (kind) {
     case RELU: return call([](vf x) { return relu(x); });
     case GELU: return call([](vf x) { return .5f * x * (1.f + error_function(x * .707106781f)); });

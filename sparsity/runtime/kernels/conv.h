@@ -6,10 +6,12 @@
 
 class Conv : public Step {
  public:
-  Conv(const Window &w, const Layout &layout, const float *weight, const float *bias, InputAffine affine, Epilogue epilogue)
+  Conv(const Window &w, const Layout &layout, const float *weight, const float *bias, InputAffine affine,
+       Epilogue epilogue)
       : w_(w), layout_(layout), affine_(std::move(affine)), epilogue_(epilogue) {
-    stream_.fill(weight, w.outputs, w.inputs, w.taps(), layout_.block, false,
-                 [&](int channel, int tap) { return (uint16_t)(channel % layout_.block * layout_.per + layout_.taps[tap]); });
+    stream_.fill(weight, w.outputs, w.inputs, w.taps(), layout_.block, false, [&](int channel, int tap) {
+      return (uint16_t)(channel % layout_.block * layout_.per + layout_.taps[tap]);
+    });
     if (bias) stream_.bias.assign(bias, bias + w.outputs);
   }
 
@@ -18,7 +20,8 @@ class Conv : public Step {
     const int oh = w_.out_height(), ow = w_.out_width();
     const long down = ceil_div(oh, l.rows), across = ceil_div(ow, l.columns), tiles = down * across;
     const int together = images_at_once(samples, threads);
-    const size_t image_in = (size_t)w_.inputs * w_.height * w_.width, plane = (size_t)oh * ow, image_out = plane * w_.outputs;
+    const size_t image_in = (size_t)w_.inputs * w_.height * w_.width, plane = (size_t)oh * ow,
+                 image_out = plane * w_.outputs;
     const float *source = buffers[reads[0]];
     const float *residual = epilogue_.residual < 0 ? nullptr : buffers[epilogue_.residual];
     const size_t block_floats = round_up<size_t>((size_t)std::min(l.block, w_.inputs) * l.per + VN, VN);
@@ -47,7 +50,8 @@ class Conv : public Step {
       for (t.block = 0; t.block < stream_.blocks; t.block++) {
         const int c = t.block * l.block;
         for (int i = 0; i < count; i++)
-          packer.pack(source + (image + i) * image_in, c, std::min(w_.inputs, c + l.block), affine_, packed + i * block_floats);
+          packer.pack(source + (image + i) * image_in, c, std::min(w_.inputs, c + l.block), affine_,
+                      packed + i * block_floats);
         kernel(stream_, t);
       }
     });

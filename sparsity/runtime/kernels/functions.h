@@ -1,9 +1,10 @@
-// Elementary functions of vectors, accurate to a few units in the last place. The polynomials are fits of least relative
-// error on the intervals named. NaN gives NaN.
+// Elementary functions of vectors, accurate to a few units in the last place. The polynomials are fits of least
+// relative error on the intervals named. NaN gives NaN.
 #pragma once
 #include "vector.h"
 
-template <int N> INLINE vf polynomial(vf x, const float (&c)[N]) {
+template <int N>
+INLINE vf polynomial(vf x, const float (&c)[N]) {
   vf y = splat(c[N - 1]);
   for (int i = N - 2; i >= 0; i--) y = y * x + c[i];
   return y;
@@ -13,7 +14,7 @@ INLINE vf magnitude(vf x) { return (vf)((vi)x & 0x7fffffff); }
 INLINE vf with_sign_of(vf x, vf sign) { return (vf)(((vi)x & 0x7fffffff) | ((vi)sign & (int32_t)0x80000000)); }
 
 INLINE vf exponential(vf x) {
-  constexpr float fit[] = {1.f,          1.00000004f,  .499999919f,   .166664173f,
+  constexpr float fit[] = {1.f,          1.00000004f,  .499999919f,  .166664173f,
                            .0416682437f, .0083750542f, .00138365394f};  // on +-ln(2) / 2
   x = select(x > 89.f, splat(89.f), x);
   x = select(x < -104.f, splat(-104.f), x);
@@ -34,11 +35,12 @@ INLINE vf hyperbolic_tangent(vf x) {
 }
 
 INLINE vf error_function(vf x) {
-  constexpr float near_fit[] = {1.12837917f,   -.376126258f,    .112835851f,   -.0268538118f,
+  constexpr float near_fit[] = {1.12837917f,   -.376126258f,   .112835851f,   -.0268538118f,
                                 .00518832749f, -.00080101919f, 7.85385567e-5f};  // of erf(x) / x in x * x, up to 1
-  constexpr float far_fit[] = {0.21080637f, -0.111521365f, 0.056110334f, -0.026998289f,
-                               0.0124891455f, -0.00560994058f, 0.00241134066f, -0.000918023481f,
-                               0.000384698785f, -0.000244399185f, 8.96067108e-05f};  // of exp(x * x) * (1 - erf(x)) in (x - 2.5) / 1.5, from 1 to 4
+  constexpr float far_fit[] = {0.21080637f,     -0.111521365f,    0.056110334f,   -0.026998289f,
+                               0.0124891455f,   -0.00560994058f,  0.00241134066f, -0.000918023481f,
+                               0.000384698785f, -0.000244399185f, 8.96067108e-05f};  // of exp(x * x) * (1 - erf(x)) in
+                                                                                     // (x - 2.5) / 1.5, from 1 to 4
   vf size = magnitude(x);
   const vf near = size * polynomial(x * x, near_fit);
   size = select(size > 4.f, splat(4.f), size);

@@ -17,14 +17,16 @@ static InputAffine affine_of(const float *scale, const float *shift, int relu, i
   return a;
 }
 
-template <class T> static int append(Plan *plan, std::unique_ptr<T> step, std::vector<int> reads, int target, int residual = -1) {
+template <class T>
+static int append(Plan *plan, std::unique_ptr<T> step, std::vector<int> reads, int target, int residual = -1) {
   step->reads = std::move(reads), step->target = target;
   if (residual >= 0) step->reads.push_back(residual);
   return plan->add_step(std::move(step));
 }
 
 // A C caller cannot catch: return `failed` instead, which only running out of memory causes.
-template <class Call> static auto guarded(Call call, decltype(call()) failed) noexcept {
+template <class Call>
+static auto guarded(Call call, decltype(call()) failed) noexcept {
   try {
     return call();
   } catch (...) {
@@ -36,13 +38,17 @@ extern "C" {
 int sparsity_version() { return 1; }
 int sparsity_vector_bytes() { return VECTOR_BYTES; }
 
-Plan *plan_new() { return guarded([] { return new Plan; }, nullptr); }
+Plan *plan_new() {
+  return guarded([] { return new Plan; }, nullptr);
+}
 void plan_free(Plan *plan) { delete plan; }
-int plan_buffer(Plan *plan, size_t floats) { return guarded([&] { return plan->add_buffer(floats); }, -1); }
+int plan_buffer(Plan *plan, size_t floats) {
+  return guarded([&] { return plan->add_buffer(floats); }, -1);
+}
 void plan_place(Plan *plan, int buffer, size_t offset) { plan->place(buffer, offset); }
 
-int plan_conv2d(Plan *plan, int source, int target, int residual, const int *window, const float *weight, const float *bias,
-                const float *scale, const float *shift, int relu, int activation) {
+int plan_conv2d(Plan *plan, int source, int target, int residual, const int *window, const float *weight,
+                const float *bias, const float *scale, const float *shift, int relu, int activation) {
   return guarded(
       [&] {
         const int *n = window;
@@ -50,28 +56,34 @@ int plan_conv2d(Plan *plan, int source, int target, int residual, const int *win
         InputAffine affine = affine_of(scale, shift, relu, w.inputs);
         const Epilogue epilogue{activation, residual};
         if (w.taps() == 1 && w.sy == 1 && w.sx == 1 && !w.py && !w.px)
-          return append(plan, std::make_unique<Pointwise>(w.inputs, w.outputs, w.height * w.width, 1, weight, bias, affine, epilogue),
-                        {source}, target, residual);
+          return append(
+              plan,
+              std::make_unique<Pointwise>(w.inputs, w.outputs, w.height * w.width, 1, weight, bias, affine, epilogue),
+              {source}, target, residual);
         const double nonzeros = (double)count_nonzeros(weight, (size_t)w.outputs * w.inputs * w.taps());
         const Layout layout = choose_layout(w, nonzeros, MAX_VECTORS);
-        return append(plan, std::make_unique<Conv>(w, layout, weight, bias, affine, epilogue), {source}, target, residual);
+        return append(plan, std::make_unique<Conv>(w, layout, weight, bias, affine, epilogue), {source}, target,
+                      residual);
       },
       -1);
 }
 
-int plan_linear(Plan *plan, int source, int target, int residual, int inputs, int outputs, int rows, const float *weight,
-                const float *bias, const float *scale, const float *shift, int relu, int activation) {
+int plan_linear(Plan *plan, int source, int target, int residual, int inputs, int outputs, int rows,
+                const float *weight, const float *bias, const float *scale, const float *shift, int relu,
+                int activation) {
   return guarded(
       [&] {
-        return append(plan,
-                      std::make_unique<Pointwise>(inputs, outputs, 1, rows, weight, bias, affine_of(scale, shift, relu, inputs),
-                                                  Epilogue{activation, residual}),
-                      {source}, target, residual);
+        return append(
+            plan,
+            std::make_unique<Pointwise>(inputs, outputs, 1, rows, weight, bias, affine_of(scale, shift, relu, inputs),
+                                        Epilogue{activation, residual}),
+            {source}, target, residual);
       },
       -1);
 }
 
-int plan_affine(Plan *plan, int source, int target, int channels, long inner, const float *scale, const float *shift, int relu) {
+int plan_affine(Plan *plan, int source, int target, int channels, long inner, const float *scale, const float *shift,
+                int relu) {
   return guarded(
       [&] {
         auto step = inner == 1 ? std::make_unique<RowAffineStep>() : std::make_unique<AffineStep>();
@@ -91,7 +103,8 @@ int plan_add(Plan *plan, const int *sources, int count, int target, long floats,
       -1);
 }
 
-int plan_mean(Plan *plan, int source, int target, int channels, long inner, const float *scale, const float *shift, int relu) {
+int plan_mean(Plan *plan, int source, int target, int channels, long inner, const float *scale, const float *shift,
+              int relu) {
   return guarded(
       [&] {
         auto step = std::make_unique<MeanStep>();
@@ -101,13 +114,15 @@ int plan_mean(Plan *plan, int source, int target, int channels, long inner, cons
       -1);
 }
 
-int plan_pool2d(Plan *plan, int source, int target, const int *window, int out_height, int out_width, int average, int count_padding) {
+int plan_pool2d(Plan *plan, int source, int target, const int *window, int out_height, int out_width, int average,
+                int count_padding) {
   return guarded(
       [&] {
         const int *n = window;
         auto step = std::make_unique<PoolStep>();
         step->w = Window{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9]};
-        step->out_height = out_height, step->out_width = out_width, step->average = average, step->count_padding = count_padding;
+        step->out_height = out_height, step->out_width = out_width, step->average = average,
+        step->count_padding = count_padding;
         return append(plan, std::move(step), {source}, target);
       },
       -1);
@@ -133,8 +148,8 @@ int plan_multiply(Plan *plan, int first, int second, int target, long floats, in
       -1);
 }
 
-int plan_norm(Plan *plan, int source, int target, int rows, int features, const float *weight, const float *bias, float eps,
-              int centred) {
+int plan_norm(Plan *plan, int source, int target, int rows, int features, const float *weight, const float *bias,
+              float eps, int centred) {
   return guarded(
       [&] {
         auto step = std::make_unique<NormStep>();
@@ -146,8 +161,8 @@ int plan_norm(Plan *plan, int source, int target, int rows, int features, const 
       -1);
 }
 
-int plan_channel_norm(Plan *plan, int source, int target, int channels, long inner, const float *weight, const float *bias,
-                      float eps) {
+int plan_channel_norm(Plan *plan, int source, int target, int channels, long inner, const float *weight,
+                      const float *bias, float eps) {
   return guarded(
       [&] {
         auto step = std::make_unique<ChannelNormStep>();
@@ -178,7 +193,8 @@ int plan_finish(Plan *plan, const int *inputs, int input_count, const int *outpu
       -1);
 }
 
-int plan_run(Plan *plan, const float *const *inputs, float *const *outputs, long samples, int threads, double *seconds) {
+int plan_run(Plan *plan, const float *const *inputs, float *const *outputs, long samples, int threads,
+             double *seconds) {
   return guarded(
       [&] {
         plan->run(inputs, outputs, samples, threads, seconds);

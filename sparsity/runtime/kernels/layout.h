@@ -12,8 +12,8 @@ struct Window {  // of a convolution: kernel, stride and padding in rows (y) and
   int taps() const { return ky * kx; }
 };
 
-// One packed view of an input channel: row j holds input row (r0 + j) * sy + y - py from input column c0 * sx + x - px on,
-// every sx-th of them.
+// One packed view of an input channel: row j holds input row (r0 + j) * sy + y - py from input column c0 * sx + x - px
+// on, every sx-th of them.
 struct Copy {
   int y, x, rows, offset, size;
 };
@@ -24,17 +24,18 @@ struct Layout {
   size_t per;                         // packed floats of a channel
   bool flat;                          // one copy per stride phase and unaligned loads, instead of one per column shift
   std::vector<Copy> copies;
-  std::vector<int> taps;              // offset of each tap inside a channel
-  double cost;                        // cycles per image
+  std::vector<int> taps;  // offset of each tap inside a channel
+  double cost;            // cycles per image
 };
 
 constexpr size_t MAX_BLOCK = 65536;  // floats that a 16-bit offset reaches
 
 // Rates in cycles, measured on Zen 5 with 64-byte vectors; only their ratios matter.
 namespace rate {
-constexpr double aligned = 0.62, unaligned = 1.12, from_l2 = 0.55, nonzero = 0.6;  // per vector and nonzero, per nonzero
-constexpr double segment = 14, partial = 1.2, emit = 1.2;                          // per segment; per vector of a segment
-constexpr double pack = 1.3, pack_row = 2;                                          // per packed vector, per row
+constexpr double aligned = 0.62, unaligned = 1.12, from_l2 = 0.55,
+                 nonzero = 0.6;                            // per vector and nonzero, per nonzero
+constexpr double segment = 14, partial = 1.2, emit = 1.2;  // per segment; per vector of a segment
+constexpr double pack = 1.3, pack_row = 2;                 // per packed vector, per row
 constexpr double l1_floats = 9.5 * 1024, l2_floats = 110 * 1024;
 }  // namespace rate
 
@@ -92,7 +93,8 @@ static std::vector<Layout> possible_layouts(const Window &w, double nonzeros, in
     int halo = (w.kx - 1) / w.sx;
     // Where a row ends in its padding, that serves as the next row's too.
     if (flat && w.sx == 1 && columns == ow && columns > w.px) halo = std::max(0, halo - w.px);
-    const int pitches[] = {columns + (flat ? halo : 0), flat ? 0 : round_up(columns, VN), flat ? 0 : round_up(columns, VN / 2)};
+    const int pitches[] = {columns + (flat ? halo : 0), flat ? 0 : round_up(columns, VN),
+                           flat ? 0 : round_up(columns, VN / 2)};
     for (int pitch : pitches) {
       if (pitch < columns) continue;
       for (int rows = 1; rows <= oh; rows++) {

@@ -1,4 +1,5 @@
-// Packing: input rows into the layout of a tile, with the input's affine, ReLU, stride and zero padding applied on the way.
+// Packing: input rows into the layout of a tile, with the input's affine, ReLU, stride and zero padding applied on the
+// way.
 #pragma once
 #include <type_traits>
 
@@ -7,7 +8,8 @@
 #include "tile.h"
 
 // x * scale + shift and ReLU, each only if the input affine has it.
-template <bool SCALED, bool RECTIFIED> struct ChannelAffine {
+template <bool SCALED, bool RECTIFIED>
+struct ChannelAffine {
   static constexpr bool shifts_zero = SCALED;
   vf scale{}, shift{};
   ChannelAffine(const InputAffine &a, int channel) {
@@ -20,7 +22,8 @@ template <bool SCALED, bool RECTIFIED> struct ChannelAffine {
 };
 
 // Call with the kind of affine as a type.
-template <class Call> INLINE void with_affine(const InputAffine &a, Call call) {
+template <class Call>
+INLINE void with_affine(const InputAffine &a, Call call) {
   const bool scaled = !a.scale.empty();
   if (scaled && a.relu) call((ChannelAffine<true, true> *)nullptr);
   else if (scaled) call((ChannelAffine<true, false> *)nullptr);
@@ -42,14 +45,18 @@ INLINE void zero(float *p, long n) {
   if (n > 0) std::memset(p, 0, (size_t)n * 4);
 }
 
-// Which lanes of each vector of a packed row hold input, found once per tile: `width` columns from `at` on, every step-th.
+// Which lanes of each vector of a packed row hold input, found once per tile: `width` columns from `at` on, every
+// step-th.
 class RowLanes {
  public:
-  RowLanes(int at, int step, int width, int count) : at(at), vectors(ceil_div(count, VN)), lanes_(vectors), inside_(vectors) {
+  RowLanes(int at, int step, int width, int count)
+      : at(at), vectors(ceil_div(count, VN)), lanes_(vectors), inside_(vectors) {
     for (int i = 0; i < vectors; i++) {
       const int first = at + i * VN * step;  // the column in lane 0
       lanes_[i] = Lanes(-first, width - first);
-      inside_[i] = step == 1 ? lanes_[i] : Lanes(first < 0 ? ceil_div(-first, step) : 0, width > first ? ceil_div(width - first, step) : 0);
+      inside_[i] =
+          step == 1 ? lanes_[i]
+                    : Lanes(first < 0 ? ceil_div(-first, step) : 0, width > first ? ceil_div(width - first, step) : 0);
       if (step == 2) second_.emplace_back(-first - VN, width - first - VN);
     }
   }
@@ -149,8 +156,8 @@ class WindowPacker {
 };
 
 // Pack channels of consecutive pixels: `runs` say which pixels of the input go where in the tile.
-static void pack_pixels(const float *const *images, const Run *runs, int run_count, int pixels, size_t plane, int from, int to,
-                        const InputAffine &affine, float *dst) {
+static void pack_pixels(const float *const *images, const Run *runs, int run_count, int pixels, size_t plane, int from,
+                        int to, const InputAffine &affine, float *dst) {
   with_affine(affine, [&](auto *kind) {
     for (int channel = from; channel < to; channel++, dst += pixels) {
       const std::remove_pointer_t<decltype(kind)> apply(affine, channel);
@@ -160,7 +167,8 @@ static void pack_pixels(const float *const *images, const Run *runs, int run_cou
         const float *in = images[i] + channel * plane;
         const int length = runs[i].length, whole = length / VN * VN;
         for (int j = 0; j < whole; j += VN) store(out + j, apply(load(in + j)));
-        if (whole < length) store(out + whole, keep_lanes(apply(load_lanes(in + whole, 0, length - whole)), 0, length - whole));
+        if (whole < length)
+          store(out + whole, keep_lanes(apply(load_lanes(in + whole, 0, length - whole)), 0, length - whole));
         end = runs[i].tile + length;
       }
       zero(dst + end, pixels - end);
@@ -169,15 +177,16 @@ static void pack_pixels(const float *const *images, const Run *runs, int run_cou
 }
 
 // Pack rows of [rows, features] transposed: feature by feature, `pixels` rows each.
-static void pack_tokens(const float *src, int rows, int pixels, int features, int from, int to, const InputAffine &affine,
-                        float *dst) {
+static void pack_tokens(const float *src, int rows, int pixels, int features, int from, int to,
+                        const InputAffine &affine, float *dst) {
   with_affine(affine, [&](auto *kind) {
     for (int f = from; f < to; f += VN) {
       const int width = std::min(VN, to - f);
       const Lanes used(0, width);
       for (int row = 0; row < pixels; row += VN) {
         vf r[VN];
-        for (int i = 0; i < VN; i++) r[i] = row + i < rows ? load_lanes(src + (size_t)(row + i) * features + f, used) : vf{};
+        for (int i = 0; i < VN; i++)
+          r[i] = row + i < rows ? load_lanes(src + (size_t)(row + i) * features + f, used) : vf{};
         transpose(r);
         for (int i = 0; i < width; i++) {
           const std::remove_pointer_t<decltype(kind)> apply(affine, f + i);

@@ -5,7 +5,7 @@
 #include <exception>
 #include <mutex>
 
-#include "pool.h"
+#include "threads.h"
 #include "step.h"
 
 class Plan {
@@ -51,7 +51,9 @@ class Plan {
       for (size_t s = 0; s < stages_.size(); s++) {
         if (s) barrier.wait();
         try {
-          if (!failures[thread]) stage(stages_[s], at, samples, thread, threads, *context->scratch[thread], seconds ? spent[thread].data() : nullptr);
+          if (!failures[thread])
+            stage(stages_[s], at, samples, thread, threads, *context->scratch[thread],
+                  seconds ? spent[thread].data() : nullptr);
         } catch (...) {
           failures[thread] = std::current_exception();  // the others still wait at the barriers
         }

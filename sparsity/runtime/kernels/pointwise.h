@@ -22,7 +22,8 @@ constexpr long MAX_ROWS = 2;  // of features that are computed one by one
 static float dot(const float *values, const uint16_t *offsets, size_t n, const float *x) {
   v4 a{}, b{};
   size_t k = 0;
-  for (; k + 8 <= n; k += 8) a += load4(values + k) * gather4(x, offsets + k), b += load4(values + k + 4) * gather4(x, offsets + k + 4);
+  for (; k + 8 <= n; k += 8)
+    a += load4(values + k) * gather4(x, offsets + k), b += load4(values + k + 4) * gather4(x, offsets + k + 4);
   if (k + 4 <= n) a += load4(values + k) * gather4(x, offsets + k), k += 4;
   float total = 0;
   for (; k < n; k++) total += values[k] * x[offsets[k]];
@@ -40,7 +41,8 @@ class Pointwise : public Step {
     block_ = std::clamp(most, 1, std::min(inputs, (int)MAX_BLOCK));
     block_ = ceil_div(inputs, ceil_div(inputs, block_));
     if (inputs > (int)MAX_BLOCK) block_ = 32;  // so that no block crosses a multiple of MAX_BLOCK
-    stream_.fill(weight, outputs, inputs, 1, block_, plane == 1, [&](int channel, int) { return (uint16_t)(channel - base(channel)); });
+    stream_.fill(weight, outputs, inputs, 1, block_, plane == 1,
+                 [&](int channel, int) { return (uint16_t)(channel - base(channel)); });
     if (bias) stream_.bias.assign(bias, bias + outputs);
   }
 
@@ -49,8 +51,7 @@ class Pointwise : public Step {
     const float *residual = epilogue_.residual < 0 ? nullptr : buffers[epilogue_.residual];
     if (plane_ == 1 && images <= MAX_ROWS)
       run_rows(buffers[reads[0]], buffers[target], residual, images, from, to, scratch);
-    else
-      run_tiles(buffers[reads[0]], buffers[target], residual, images, from, to, scratch);
+    else run_tiles(buffers[reads[0]], buffers[target], residual, images, from, to, scratch);
   }
 
   void weight(float *dense) const override {
@@ -79,7 +80,8 @@ class Pointwise : public Step {
         float total = stream_.bias_of(o);
         for (int b = 0; b < stream_.blocks; b += chunk) {
           const int end = std::min(stream_.blocks, inputs_ > (int)MAX_BLOCK ? b + chunk : stream_.blocks);
-          const size_t k = stream_.starts[stream_.segment(b, o)], stop = stream_.starts[stream_.segment(end - 1, o) + 1];
+          const size_t k = stream_.starts[stream_.segment(b, o)],
+                       stop = stream_.starts[stream_.segment(end - 1, o) + 1];
           total += dot(&stream_.values[k], &stream_.offsets[k], stop - k, source + r * inputs_ + base(b * block_));
           if (inputs_ <= (int)MAX_BLOCK) break;
         }
@@ -115,14 +117,13 @@ class Pointwise : public Step {
           starts.push_back(source + (size_t)image * inputs_ * plane_ + pixel);
           done += length;
         }
-        t.runs = runs.data(), t.run_count = (int)runs.size(), t.out_stride = plane_, t.out[0] = out, t.residual[0] = residual;
+        t.runs = runs.data(), t.run_count = (int)runs.size(), t.out_stride = plane_, t.out[0] = out,
+        t.residual[0] = residual;
       }
       for (t.block = 0; t.block < stream_.blocks; t.block++) {
         const int c = t.block * block_, end = std::min(inputs_, c + block_);
-        if (plane_ == 1)
-          pack_tokens(source + (size_t)at * inputs_, count, wide, inputs_, c, end, affine_, packed);
-        else
-          pack_pixels(starts.data(), runs.data(), (int)runs.size(), wide, plane_, c, end, affine_, packed);
+        if (plane_ == 1) pack_tokens(source + (size_t)at * inputs_, count, wide, inputs_, c, end, affine_, packed);
+        else pack_pixels(starts.data(), runs.data(), (int)runs.size(), wide, plane_, c, end, affine_, packed);
         t.packed[0] = packed - (c - base(c)) * wide;
         kernel(stream_, t);
       }

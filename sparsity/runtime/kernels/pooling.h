@@ -12,7 +12,8 @@ struct PoolStep : Step {
 
   void run(const Buffers &buffers, long samples, int, double from, double to, Scratch &scratch) const override {
     const Range range(samples * w.inputs, from, to);
-    const size_t room = round_up<size_t>(w.px + w.width, VN) + (size_t)(w.sx + 1) * VN + w.kx + (size_t)out_width * w.sx;
+    const size_t room =
+        round_up<size_t>(w.px + w.width, VN) + (size_t)(w.sx + 1) * VN + w.kx + (size_t)out_width * w.sx;
     float *row = scratch.get(0, room);
     std::fill(row, row + room, neutral());
     for (long i = range.first; i < range.last; i++) {
@@ -21,11 +22,13 @@ struct PoolStep : Step {
       for (int r = 0; r < out_height; r++, y += out_width) {
         const int top = r * w.sy - w.py;
         // As torch counts: the window ends at the padded edge, and padding beyond that never counts.
-        const int bottom = std::min(top + w.ky, w.height + w.py), first = std::max(top, 0), last = std::min(bottom, w.height);
+        const int bottom = std::min(top + w.ky, w.height + w.py), first = std::max(top, 0),
+                  last = std::min(bottom, w.height);
         down(x, first, last, row + w.px);
         along(row, y);
         if (average)
-          for (int c = 0; c < out_width; c++) y[c] = divided(y[c], c * w.sx - w.px, bottom - top, std::max(0, last - first));
+          for (int c = 0; c < out_width; c++)
+            y[c] = divided(y[c], c * w.sx - w.px, bottom - top, std::max(0, last - first));
       }
     }
   }

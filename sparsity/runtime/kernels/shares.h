@@ -16,7 +16,8 @@ struct Cut {
 };
 
 // Call work(item, first output, last output) for all that lies between two cuts.
-template <class Work> static void between(long items, double from, double to, const Stream &stream, Work work) {
+template <class Work>
+static void between(long items, double from, double to, const Stream &stream, Work work) {
   const Cut a(items, from, stream), b(items, to, stream);
   for (long i = a.item; i < items && i <= b.item; i++) {
     int first = i == a.item ? a.output : 0, last = i == b.item ? b.output : stream.outputs;

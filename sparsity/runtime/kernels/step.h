@@ -44,8 +44,9 @@ struct Step {
   int target = 0;
   virtual ~Step() = default;
   // Compute the share [from, to) of the work, both in 0..1, for this many samples.
-  virtual void run(const Buffers &buffers, long samples, int threads, double from, double to, Scratch &scratch) const = 0;
-  virtual double cost() const = 0;  // relative, per sample: for balance between steps that run side by side
+  virtual void run(const Buffers &buffers, long samples, int threads, double from, double to,
+                   Scratch &scratch) const = 0;
+  virtual double cost() const = 0;       // relative, per sample: for balance between steps that run side by side
   virtual void weight(float *) const {}  // rebuild the dense weight into zeroed memory
   virtual size_t bytes() const { return 0; }
   virtual size_t nonzeros() const { return 0; }

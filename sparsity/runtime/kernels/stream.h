@@ -1,11 +1,22 @@
-// The nonzeros of one layer, 6 bytes each: float32 values and 16-bit offsets, cut into segments of (channel block, output).
+// The nonzeros of one layer, 6 bytes each: float32 values and 16-bit offsets, cut into segments of (channel block,
+// output).
 #pragma once
 #include <algorithm>
 #include <vector>
 
 #include "vector.h"
 
-enum Activation { NONE = 0, RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4, SIGMOID = 5, TANH = 6, RELU6 = 7, HARDSWISH = 8 };
+enum Activation {
+  NONE = 0,
+  RELU = 1,
+  GELU = 2,
+  GELU_TANH = 3,
+  SILU = 4,
+  SIGMOID = 5,
+  TANH = 6,
+  RELU6 = 7,
+  HARDSWISH = 8
+};
 
 // What is done to the input of a layer before its zero padding: x * scale + shift per channel, then ReLU.
 struct InputAffine {
@@ -14,9 +25,7 @@ struct InputAffine {
   bool any() const { return relu || !scale.empty(); }
 };
 
-static size_t count_nonzeros(const float *weight, size_t size) {
-  return size - std::count(weight, weight + size, 0.f);
-}
+static size_t count_nonzeros(const float *weight, size_t size) { return size - std::count(weight, weight + size, 0.f); }
 
 struct Stream {
   std::vector<float> values;
@@ -36,7 +45,8 @@ struct Stream {
 
   // Fill from a dense weight [outputs][inputs][taps]; block_channels inputs make a block; offset(channel, tap).
   template <class Offset>
-  void fill(const float *weight, int outputs_, int inputs, int taps, int block_channels, bool output_major_, Offset offset) {
+  void fill(const float *weight, int outputs_, int inputs, int taps, int block_channels, bool output_major_,
+            Offset offset) {
     outputs = outputs_, output_major = output_major_, blocks = ceil_div(inputs, block_channels);
     const size_t count = count_nonzeros(weight, (size_t)outputs * inputs * taps);
     values.reserve(count), offsets.reserve(count), starts.reserve((size_t)blocks * outputs + 1);
@@ -62,7 +72,8 @@ struct Stream {
   }
 
   // Write the nonzeros back into a zeroed dense weight; where(block, offset) gives channel * taps + tap.
-  template <class Where> void scatter(float *weight, int inputs, int taps, Where where) const {
+  template <class Where>
+  void scatter(float *weight, int inputs, int taps, Where where) const {
     for (int b = 0; b < blocks; b++)
       for (int o = 0; o < outputs; o++)
         for (size_t k = starts[segment(b, o)]; k < starts[segment(b, o) + 1]; k++)

@@ -4,8 +4,9 @@
 
 #include "activation.h"
 
-constexpr int MAX_VECTORS = VECTOR_BYTES == 64 ? 24 : 12;  // of a tile: leaves registers for the weight and the epilogue
-constexpr int MAX_IMAGES = 2;  // that share one pass over the nonzeros, if they are as small as this:
+constexpr int MAX_VECTORS =
+    VECTOR_BYTES == 64 ? 24 : 12;  // of a tile: leaves registers for the weight and the epilogue
+constexpr int MAX_IMAGES = 2;      // that share one pass over the nonzeros, if they are as small as this:
 constexpr int MAX_SHARED_VECTORS = VECTOR_BYTES == 64 ? 5 : 1;
 
 struct Run {  // consecutive pixels of a tile that are consecutive in the output
@@ -26,9 +27,12 @@ struct Tile {
   int tokens;  // above 0: the tile's pixels are this many rows of [rows, outputs] and are stored transposed
 };
 
-// With few vectors one chain of FMAs waits for itself: keep about eight sums under way. Whether images share a pass must
-// not count here, for results would depend on the number of threads.
-template <int N> constexpr int chains() { return N == 1 ? 8 : N == 2 ? 4 : N == 3 ? 3 : N < 6 ? 2 : 1; }
+// With few vectors one chain of FMAs waits for itself: keep about eight sums under way. Whether images share a pass
+// must not count here, for results would depend on the number of threads.
+template <int N>
+constexpr int chains() {
+  return N == 1 ? 8 : N == 2 ? 4 : N == 3 ? 3 : N < 6 ? 2 : 1;
+}
 
 template <int T, int I, bool SCALED>
 INLINE void accumulate(const Tile &t, const float *v, const uint16_t *o, size_t n, vf (&a)[I][T]) {
@@ -58,7 +62,8 @@ INLINE void accumulate(const Tile &t, const float *v, const uint16_t *o, size_t 
   }
 }
 
-// Write VN output channels (or the last few) of a tile of tokens: rows of the output matrix hold the channels side by side.
+// Write VN output channels (or the last few) of a tile of tokens: rows of the output matrix hold the channels side by
+// side.
 static __attribute__((noinline)) void emit_tokens(const Tile &t, const float *sums, int pitch, int first, int count) {
   for (int row = 0; row < t.tokens; row += VN) {
     vf r[VN];
@@ -84,9 +89,11 @@ static __attribute__((noinline)) void emit_runs(const Tile &t, const float *sums
   }
 }
 
-template <int T, int I, bool SCALED> static void run_tile(const Stream &s, const Tile &t) {
+template <int T, int I, bool SCALED>
+static void run_tile(const Stream &s, const Tile &t) {
   const bool first = t.block == 0, last = t.block == s.blocks - 1;
-  const bool whole = t.run_count == 1 && t.runs[0].tile == 0 && t.runs[0].length == T * VN && t.activation <= RELU && !t.tokens;
+  const bool whole =
+      t.run_count == 1 && t.runs[0].tile == 0 && t.runs[0].length == T * VN && t.activation <= RELU && !t.tokens;
   alignas(64) float sums[I > 1 ? I * T * VN : VN * T * VN];
   for (int co = t.from; co < t.to; co++) {
     vf a[I][T];
@@ -122,7 +129,8 @@ template <int T, int I, bool SCALED> static void run_tile(const Stream &s, const
 
 typedef void (*TileKernel)(const Stream &, const Tile &);
 
-template <int I, bool SCALED, size_t... T> static TileKernel kernel_of(int vectors, std::index_sequence<T...>) {
+template <int I, bool SCALED, size_t... T>
+static TileKernel kernel_of(int vectors, std::index_sequence<T...>) {
   static const TileKernel table[] = {run_tile<(int)T + 1, I, SCALED>...};
   return table[vectors - 1];
 }

@@ -28,14 +28,23 @@ INLINE vf load(const float *p) { return *(const vfu *)p; }
 INLINE void store(float *p, vf v) { *(vfu *)p = v; }
 INLINE void store_aligned(float *p, vf v) { *(vf *)p = v; }
 INLINE vf splat(float x) { return vf{} + x; }
-template <class T> INLINE T round_up(T a, T b) { return (a + b - 1) / b * b; }
-template <class T> INLINE T ceil_div(T a, T b) { return (a + b - 1) / b; }
+template <class T>
+INLINE T round_up(T a, T b) {
+  return (a + b - 1) / b * b;
+}
+template <class T>
+INLINE T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
 
 // ReLU as torch's: NaN stays NaN.
 INLINE vf relu(vf v) { return 0.f > v ? vf{} : v; }
 INLINE float relu(float v) { return 0.f > v ? 0.f : v; }
 
-template <size_t... I> INLINE vi iota_of(std::index_sequence<I...>) { return vi{(int32_t)I...}; }
+template <size_t... I>
+INLINE vi iota_of(std::index_sequence<I...>) {
+  return vi{(int32_t)I...};
+}
 INLINE vi iota() { return iota_of(std::make_index_sequence<VN>()); }
 // Lanes [from, to) of a vector, either bound outside 0..VN if need be.
 struct Lanes {
@@ -100,16 +109,21 @@ INLINE void store_first(float *p, vf v, int n) {
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vi{__VA_ARGS__})
 #endif
 
-template <size_t... I> INLINE vf even_of(vf a, vf b, std::index_sequence<I...>) { return SHUFFLE(a, b, (int)(2 * I)...); }
+template <size_t... I>
+INLINE vf even_of(vf a, vf b, std::index_sequence<I...>) {
+  return SHUFFLE(a, b, (int)(2 * I)...);
+}
 INLINE vf even_lanes(vf a, vf b) { return even_of(a, b, std::make_index_sequence<VN>()); }
 
 // Transpose VN vectors of VN lanes by log2(VN) butterflies.
-template <int S, size_t... I> INLINE void butterfly(vf &a, vf &b, std::index_sequence<I...>) {
+template <int S, size_t... I>
+INLINE void butterfly(vf &a, vf &b, std::index_sequence<I...>) {
   vf low = SHUFFLE(a, b, ((I & S) ? (int)(I - S + VN) : (int)I)...);
   b = SHUFFLE(a, b, ((I & S) ? (int)(I + VN) : (int)(I + S))...);
   a = low;
 }
-template <int S> INLINE void transpose_step(vf *r) {
+template <int S>
+INLINE void transpose_step(vf *r) {
   for (int i = 0; i < VN; i++)
     if (!(i & S)) butterfly<S>(r[i], r[i + S], std::make_index_sequence<VN>());
 }

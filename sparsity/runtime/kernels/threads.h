@@ -1,5 +1,5 @@
-// A pool of threads that spin shortly between two pieces of work and then sleep. Not OpenMP: torch brings its own, and two
-// OpenMP pools spin against each other.
+// A pool of threads that spin shortly between two pieces of work and then sleep. Not OpenMP: torch brings its own, and
+// two OpenMP pools spin against each other.
 #pragma once
 #include <pthread.h>
 #include <sched.h>
@@ -19,8 +19,10 @@ static inline void pause_cpu() {
 #endif
 }
 
-// Spin a little, then give the core away between looks: with more threads than cores pure spinning would starve the others.
-template <class Ready> static void spin_until(Ready ready) {
+// Spin a little, then give the core away between looks: with more threads than cores pure spinning would starve the
+// others.
+template <class Ready>
+static void spin_until(Ready ready) {
   for (int spins = 0; !ready(); spins++) {
     if (spins < 4000) pause_cpu();
     else sched_yield();
