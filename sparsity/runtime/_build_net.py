@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import fx, nn
 from sparsity._errors import BuildError, NoEffectWarning, SparsityWarning
 from sparsity.runtime._assemble import Settings, assembled, dense_ops, look, sparse_ops
 from sparsity.runtime._emit import Program
-from sparsity.runtime._example import Arguments, tensors_of
+from sparsity.runtime._example import Arguments, few_samples, size_of_batch, tensors_of
 from sparsity.runtime._fallback import without_kernels
 from sparsity.runtime._measure import measure
 from sparsity.runtime._program import Ops, Source
@@ -20,7 +21,6 @@ from sparsity.runtime._report import CompileReport, make_report
 from sparsity.runtime._timing import one_thread, seconds
 
 _WHOLE_NET_SECONDS = 1.5
-_CLEARLY_FASTER = 0.4
 _TOLERATED = 1.02
 """The compiled network may take this much longer than the dense one: the noise of two timings."""
 
@@ -84,17 +84,15 @@ def _not_slower(
     source: Source, ops: Ops, program: Program, arguments: Arguments, settings: Settings, notes: list[str]
 ) -> Program:
     """Return ``program``, or the dense network if that is faster as a whole."""
-    args, kwargs = arguments
+    # The ratio is that of a few samples already.
+    args, kwargs = few_samples(arguments) or arguments if size_of_batch(arguments) > 2 else arguments
     with torch.no_grad(), one_thread():
-        (taken,) = seconds([lambda: program.module(*args, **kwargs)], _WHOLE_NET_SECONDS / 3, 3)
-        # Only what was measured counts; the rest may not tip the scales.
-        known = [choice.dense_seconds or choice.predicted for choice in (x.choice for x in ops.layers) if choice]
-        if taken < _CLEARLY_FASTER * sum(known):
-            return program
         alternative = dense_ops(source)
         for layer, chosen in zip(alternative.layers, ops.layers, strict=True):
-            layer.choice = chosen.choice
-        dense = assembled_dense(alternative, settings.threads)
+            if chosen.choice is not None:
+                reason = "the whole network is faster dense"
+                layer.choice = dataclasses.replace(chosen.choice, sparse=False, reason=reason)
+        dense = assembled(alternative, settings.threads)
         calls = [lambda: program.module(*args, **kwargs), lambda: dense.module(*args, **kwargs)]
         sparse_time, dense_time = seconds(calls, _WHOLE_NET_SECONDS)
     times = f"{1e3 * sparse_time:.2f} ms against {1e3 * dense_time:.2f} ms of the dense network in torch, on one thread"
@@ -104,16 +102,6 @@ def _not_slower(
     notes.append(f"fell back to the dense network, which is faster: {times}")
     _warn(f"compile gained nothing: {times}. The network runs dense in torch.", NoEffectWarning)
     return dense
-
-
-def assembled_dense(ops: Ops, threads: int | None) -> Program:
-    """The program in which every layer runs in torch."""
-    import dataclasses
-
-    for layer in ops.layers:
-        if layer.choice is not None:
-            layer.choice = dataclasses.replace(layer.choice, sparse=False)
-    return assembled(ops, threads)
 
 
 def _warn(message: str, category: type[Warning]) -> None:

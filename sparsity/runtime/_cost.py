@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,8 @@ _SECONDS_PER_LAYER = 0.05
 _DENSE = 0.95
 """Density above which a weight counts as dense, whatever its few zeros come from."""
 _FEW_ROWS = 8
+_FEW_SAMPLES = 4
+"""Samples for which choices are made where the batch is larger: a plan runs large batches in parts."""
 _LEAVING = 10e-6
 """Seconds that it takes to leave a region for a dense layer and come back."""
 
@@ -37,18 +40,20 @@ def choose(ops: Ops, batch: int, isa: str, tune: bool) -> None:
 
     In a network of which no weight has zeros, all layers are dense.
     """
+    few = min(batch, _FEW_SAMPLES)
     counts = {layer: int(torch.count_nonzero(layer.weight())) for layer in ops.layers}
     works = {
-        layer: work_of(layer, ops.source.shapes, count, batch, ops.source.facts.batch)
-        for layer, count in counts.items()
+        layer: work_of(layer, ops.source.shapes, count, few, ops.source.facts.batch) for layer, count in counts.items()
     }
     if all(work.density > _DENSE for work in works.values()):
         for layer, work in works.items():
-            layer.choice = Choice(False, "no zeros", work.nonzeros, dense_seconds(work, isa))
+            seconds_for_batch = dense_seconds(work, isa) * batch / few
+            layer.choice = Choice(False, "no zeros", work.nonzeros, seconds_for_batch)
         return
     with tuned_times(isa) as known:
         for layer, work in works.items():
-            layer.choice = _choice(layer, work, isa, known if tune else None)
+            choice = _choice(layer, work, isa, known if tune else None)
+            layer.choice = dataclasses.replace(choice, predicted=choice.predicted * batch / few)
 
 
 def work_of(layer: Layer, shapes: dict[fx.Node, Shape], nonzeros: int, batch: int, recorded: int) -> Work:

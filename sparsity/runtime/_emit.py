@@ -224,7 +224,7 @@ def build_region(
         buffers=tuple(owner[index] for index in returned),
         outputs=tuple((returned.index(buffers.index[node]), buffers.sample(node)) for node in outputs),
     )
-    return Body(Region(plan, ports, threads), unit.ops, inputs, outputs, steps)
+    return Body(Region(plan, ports, arena, threads), unit.ops, inputs, outputs, steps)
 
 
 def _name(root: nn.Module, node: fx.Node) -> str:

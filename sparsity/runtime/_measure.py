@@ -15,6 +15,7 @@ from sparsity.runtime._example import Arguments
 from sparsity.runtime._timing import one_thread
 
 _ROUNDS = 3
+_SECONDS = 0.5
 
 
 def measure(program: Program, arguments: Arguments) -> tuple[dict[str, float], dict[str, int]]:
@@ -40,15 +41,20 @@ def measure(program: Program, arguments: Arguments) -> tuple[dict[str, float], d
         handles.append(module.register_forward_hook(_stop(started, taken, counts, name, nonzeros, layer.shape[0])))
     try:
         with torch.no_grad(), one_thread():
+            begun = time.perf_counter()
             for _ in range(_ROUNDS):
                 program.module(*args, **kwargs)
+                if time.perf_counter() - begun > _SECONDS:
+                    break
     finally:
         for handle in handles:
             handle.remove()
     times = {name: min(values) for name, values in taken.items()}
     for name, inputs in given.items():
         region = program.bodies[name].region
-        rounds = [region.profile(inputs) for _ in range(_ROUNDS)]
+        begun, rounds = time.perf_counter(), [region.profile(inputs)]
+        while len(rounds) < _ROUNDS and time.perf_counter() - begun < _SECONDS:
+            rounds.append(region.profile(inputs))
         times.update({f"{name}.{step}": min(values) for step, values in enumerate(zip(*rounds, strict=True))})
         counts[name] = inputs[0].numel() // math.prod(region.ports.inputs[0])
     return times, counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -73,8 +74,6 @@ class SparseNet(nn.Module):
         built = self._built
         notes = [*built.report.notes, *(f"compiled again for inputs {shapes}" for shapes in self._shapes())]
         if not args and not kwargs:
-            import dataclasses
-
             return dataclasses.replace(built.report, notes=tuple(notes))
         built = self._others.get(_key((args, kwargs)), built)
         times, counts = measure(built.program, (args, kwargs))

@@ -15,6 +15,9 @@ from sparsity.runtime._operator import call, register
 from sparsity.runtime._plan import Plan
 
 Shape = tuple[int, ...]
+_CACHE_FLOATS = 1 << 20
+_LEAST_ROWS = 256
+"""Rows that are run at once at least: each chunk reads all weights."""
 
 
 class ShapeMismatch(CompileError):
@@ -44,12 +47,13 @@ class Region(nn.Module):
     Args:
         plan: The finished plan.
         ports: Shapes of its inputs and outputs.
+        arena: Floats per sample of what the plan works on.
         threads: Number of threads; None asks torch at every call.
     """
 
-    def __init__(self, plan: Plan, ports: Ports, threads: int | None) -> None:
+    def __init__(self, plan: Plan, ports: Ports, arena: int, threads: int | None) -> None:
         super().__init__()
-        self.plan, self.ports, self.threads = plan, ports, threads
+        self.plan, self.ports, self.arena, self.threads = plan, ports, arena, threads
         self.handle = register(self)
         self.eval()
 
@@ -67,10 +71,22 @@ class Region(nn.Module):
         leading = self._leading(inputs)
         samples = math.prod(leading)
         buffers = [torch.empty(*leading, *shape) for shape in self.ports.buffers]
-        if samples:
-            threads = torch.get_num_threads() if self.threads is None else self.threads
-            self.plan.run([each.contiguous() for each in inputs], buffers, samples, threads)
+        threads = torch.get_num_threads() if self.threads is None else self.threads
+        chunk = self._chunk(threads)
+        given = [each.contiguous() for each in inputs]
+        if samples > chunk:
+            # What a plan works on should stay in the cache, however large the batch.
+            rows = [each.view(samples, -1).split(chunk) for each in (*given, *buffers)]
+            for parts in zip(*rows, strict=True):
+                self.plan.run(parts[: len(given)], parts[len(given) :], len(parts[0]), threads)
+        elif samples:
+            self.plan.run(given, buffers, samples, threads)
         return self._views(buffers, leading)
+
+    def _chunk(self, threads: int) -> int:
+        """Number of samples that are run at once."""
+        fit = _CACHE_FLOATS // max(1, self.arena)
+        return max(fit, _LEAST_ROWS if self.ports.rows else threads)
 
     def outline(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Make outputs of the right shapes."""

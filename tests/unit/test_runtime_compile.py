@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 import fxsplit
 import sparsity
 from recipes.wide_resnet import WRN
-from sparsity.runtime import _assemble, _build_net, _cost, _tuned
+from sparsity.runtime import _assemble, _build_net, _cost, _region, _tuned
 from tests.checks import assert_unchanged, snapshot
 
 
@@ -132,6 +132,21 @@ def test_nan_in_the_input_reaches_the_output() -> None:
     y = fast(x)
     assert not y[0].isnan().any()
     assert y[1].isnan().all()
+
+
+def test_large_batches_run_in_parts() -> None:
+    net = wide()
+    fast = sparsity.compile(net, torch.randn(2, 3, 32, 32), tune=False)
+    x = torch.randn(7, 3, 32, 32)
+    whole = fast(x)
+    with mock.patch.object(_region, "_CACHE_FLOATS", 1):
+        parts = fast(x)
+    # Rows are summed up in another order where there are fewer.
+    assert relative_error(parts, whole) < 1e-6
+    tokens, rows = perceptron(), torch.randn(600, 32)
+    fast = sparsity.compile(tokens, rows[:2], tune=False)
+    with mock.patch.object(_region, "_CACHE_FLOATS", 1):
+        assert relative_error(fast(rows), in_double(tokens, rows)) < 1e-5
 
 
 def test_empty_batches() -> None:
