@@ -94,10 +94,12 @@ class Region(nn.Module):
         return [inputs[0].new_empty(*leading, *shape) for _, shape in self.ports.outputs]
 
     def profile(self, inputs: Sequence[Tensor]) -> list[float]:
-        """Seconds that each step takes on one thread."""
-        leading = self._leading(inputs)
-        buffers = [torch.empty(*leading, *shape) for shape in self.ports.buffers]
-        return self.plan.profile([each.contiguous() for each in inputs], buffers, math.prod(leading), 1)
+        """Seconds that each step takes on one thread, for a large batch by its first part."""
+        samples = math.prod(self._leading(inputs))
+        part = min(samples, self._chunk(1))
+        buffers = [torch.empty(part, *shape) for shape in self.ports.buffers]
+        given = [each.contiguous().view(samples, -1)[:part] for each in inputs]
+        return [each * samples / part for each in self.plan.profile(given, buffers, part, 1)]
 
     def _views(self, buffers: list[Tensor], leading: Sequence[int]) -> list[Tensor]:
         return [
