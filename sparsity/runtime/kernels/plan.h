@@ -5,8 +5,8 @@
 #include <exception>
 #include <mutex>
 
-#include "threads.h"
 #include "step.h"
+#include "threads.h"
 
 class Plan {
  public:
@@ -36,26 +36,29 @@ class Plan {
 
   void run(const float *const *inputs, float *const *outputs, long samples, int threads, double *seconds) {
     std::unique_ptr<Context> context = take();
-    const size_t floats = arena_ * samples + VN;
-    Buffers at(buffers_.size(), nullptr);
-    float *arena = context->arena.get(0, floats);
+    const long chunk = samples_at_once(samples);
+    float *arena = context->arena.get(0, arena_ * chunk + VN);
     while ((int)context->scratch.size() < threads) context->scratch.emplace_back(new Scratch);
-    for (size_t i = 0; i < buffers_.size(); i++)
-      if (buffers_[i].placed) at[i] = arena + buffers_[i].offset * samples;
-    for (size_t i = 0; i < inputs_.size(); i++) at[inputs_[i]] = const_cast<float *>(inputs[i]);
-    for (size_t i = 0; i < outputs_.size(); i++) at[outputs_[i]] = outputs[i];
     std::vector<std::vector<double>> spent(seconds ? threads : 0, std::vector<double>(steps_.size(), 0));
     std::vector<std::exception_ptr> failures(threads);
     Barrier barrier(threads);
     run_on_pool(threads, [&](int thread) {
-      for (size_t s = 0; s < stages_.size(); s++) {
-        if (s) barrier.wait();
+      Buffers at;
+      for (long done = 0; done < samples; done += chunk) {
         try {
-          if (!failures[thread])
-            stage(stages_[s], at, samples, thread, threads, *context->scratch[thread],
-                  seconds ? spent[thread].data() : nullptr);
+          if (!failures[thread]) at = buffers_at(inputs, outputs, done, arena, chunk);
         } catch (...) {
-          failures[thread] = std::current_exception();  // the others still wait at the barriers
+          failures[thread] = std::current_exception();
+        }
+        for (size_t s = 0; s < stages_.size(); s++) {
+          if (s || done) barrier.wait();
+          try {
+            if (!failures[thread])
+              stage(stages_[s], at, std::min(chunk, samples - done), thread, threads, *context->scratch[thread],
+                    seconds ? spent[thread].data() : nullptr);
+          } catch (...) {
+            failures[thread] = std::current_exception();  // the others still wait at the barriers
+          }
         }
       }
     });
@@ -79,6 +82,26 @@ class Plan {
     std::vector<std::unique_ptr<Scratch>> scratch;
   };
 
+  // A batch goes through the plan in equal pieces whose buffers fit into the caches. Their size does not depend on the
+  // number of threads, for results may depend on it: few rows are summed in another order than many.
+  long samples_at_once(long samples) const {
+    constexpr double budget = 8e6;  // bytes
+    const long fit = arena_ ? (long)(budget / (4.0 * arena_)) : samples;
+    if (samples <= fit) return samples;
+    const long even = fit < 2 ? 1 : fit / 2 * 2, piece = ceil_div(samples, ceil_div(samples, even));
+    return even == 1 ? 1 : round_up(piece, 2L);
+  }
+
+  Buffers buffers_at(const float *const *inputs, float *const *outputs, long done, float *arena, long chunk) const {
+    Buffers at(buffers_.size(), nullptr);
+    for (size_t i = 0; i < buffers_.size(); i++)
+      if (buffers_[i].placed) at[i] = arena + buffers_[i].offset * chunk;
+    for (size_t i = 0; i < inputs_.size(); i++)
+      at[inputs_[i]] = const_cast<float *>(inputs[i]) + buffers_[inputs_[i]].floats * done;
+    for (size_t i = 0; i < outputs_.size(); i++) at[outputs_[i]] = outputs[i] + buffers_[outputs_[i]].floats * done;
+    return at;
+  }
+
   bool overlap(int a, int b) const {
     if (a == b) return true;
     const Buffer &x = buffers_[a], &y = buffers_[b];
@@ -97,10 +120,10 @@ class Plan {
   void stage(const std::vector<int> &steps, const Buffers &at, long samples, int thread, int threads, Scratch &scratch,
              double *spent) const {
     double total = 0, before = 0;
-    for (int i : steps) total += steps_[i]->cost();
+    for (int i : steps) total += cost_of(i);
     const double from = total * thread / threads, to = total * (thread + 1) / threads;
     for (int i : steps) {
-      const double cost = steps_[i]->cost();
+      const double cost = cost_of(i);
       double a = std::max(0.0, (from - before) / cost), b = std::min(1.0, (to - before) / cost);
       if (thread == threads - 1 && i == steps.back()) b = 1;
       before += cost;
@@ -110,6 +133,7 @@ class Plan {
       if (spent) spent[i] += thread_seconds() - start;
     }
   }
+  double cost_of(int step) const { return std::max(1.0, steps_[step]->cost()); }  // a layer without weights has its bias
   static double thread_seconds() {
     timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);

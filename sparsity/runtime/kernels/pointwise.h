@@ -82,7 +82,8 @@ class Pointwise : public Step {
           const int end = std::min(stream_.blocks, inputs_ > (int)MAX_BLOCK ? b + chunk : stream_.blocks);
           const size_t k = stream_.starts[stream_.segment(b, o)],
                        stop = stream_.starts[stream_.segment(end - 1, o) + 1];
-          total += dot(&stream_.values[k], &stream_.offsets[k], stop - k, source + r * inputs_ + base(b * block_));
+          total += dot(stream_.values.data() + k, stream_.offsets.data() + k, stop - k,
+                       source + r * inputs_ + base(b * block_));
           if (inputs_ <= (int)MAX_BLOCK) break;
         }
         if (residual) total += residual[r * outputs + o];
