@@ -186,6 +186,27 @@ def test_large_batches() -> None:
         assert plans.error(case, drawn, plans.run(case, drawn)) < 3e-6
 
 
+@pytest.mark.parametrize("kernel", [None, (1, 1), (3, 3)])
+def test_layer_without_weights_is_computed_once(kernel: tuple[int, int] | None) -> None:
+    case = Case(3, 5, (4, 4), kernel, 0.0, threads=4, residual="aliased")
+    drawn = plans.operands(case)
+    for _ in range(20):
+        assert plans.error(case, drawn, plans.run(case, drawn)) < 1e-6
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 7])
+def test_batch_that_does_not_fit_the_caches(samples: int) -> None:
+    net, size = Net(), 8 * 100
+    x = torch.randn(samples, 8, 10, 10)
+    for room in (2_100_000, 1_000_000, 400_000):  # floats per sample: pieces of 1, 2 and 4
+        plan = net.plan(arena=room)
+        assert room > 7 * size
+        for threads in (1, 3):
+            out = torch.empty_like(x)
+            plan.run([x], [out], samples, threads)
+            torch.testing.assert_close(out, net.expected(x), rtol=1e-4, atol=1e-4)
+
+
 def test_step_information() -> None:
     weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]])
     plan = Plan()
@@ -207,7 +228,7 @@ class Net:
     def __init__(self) -> None:
         self.weights = [torch.randn(8, 8, 3, 3) * (torch.rand(8, 8, 3, 3) < 0.3) for _ in range(7)]
 
-    def plan(self, arena: dict[int, int] | None = None, heads_apart: bool = True) -> Plan:
+    def plan(self, arena: int = 0, heads_apart: bool = True) -> Plan:
         plan = Plan()
         size = 8 * 100
         source, trunk, target = (plan.buffer(size) for _ in range(3))
@@ -223,7 +244,7 @@ class Net:
         for i, (middle, end) in enumerate(heads):
             plan.place(middle, size * (1 + i % slots))  # one middle for all heads, or one each
             plan.place(end, size * (4 + i))
-        plan.finish([source], [target], 7 * size)
+        plan.finish([source], [target], max(arena, 7 * size))
         return plan
 
     def expected(self, x: Tensor) -> Tensor:
