@@ -20,6 +20,7 @@ from sparsity._compact import states_of
 from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
 from sparsity._layer import Layer
+from sparsity._nested import is_nested
 from sparsity._optimizer_state import clear, forget_curvature, state_of, warn_of_unclear
 from sparsity._rehearsal import is_rehearsal
 from sparsity._report import Rewiring
@@ -208,6 +209,8 @@ class Engine:
 
     @_disable_dynamo
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if is_nested(optimizer):
+            return None
         rule = self.rule
         self._states.settle(optimizer)
         self._rehearses = is_rehearsal(optimizer)
@@ -230,6 +233,8 @@ class Engine:
 
     @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if is_nested(optimizer):
+            return
         # Masked gradients and states keep zeros at zero under elementwise optimizers only, not under Muon or SOAP.
         self.masks.apply()
         if self._rehearses:

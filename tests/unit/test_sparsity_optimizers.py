@@ -519,3 +519,43 @@ def test_compiled_optimizer_step() -> None:
     assert engine.step == 5
     assert engine.last is not None
     assert engine.last.step == 4
+
+
+class Warmed(torch.optim.SGD):
+    """Its step calls that of its base class, which torch runs the hooks in as well."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        if self.fails:
+            raise RuntimeError("no step today")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_step_that_calls_the_one_of_its_base_class_counts_once(closure: bool) -> None:
+    nets = [network(), network()]
+    engines, updates = [], ([], [])
+    for net, kind, seen in zip(nets, (torch.optim.SGD, Warmed), updates, strict=True):
+        sparsity.sparsify(net, 0.5)
+        optimizer = kind(net.parameters(), lr=0.1, momentum=0.9)
+        engines.append(sparsity.rigl(net, optimizer, every=2, callback=seen.append))
+        train(net, optimizer, range(7), closure)
+    assert [engine.step for engine in engines] == [7, 7]
+    assert updates[0] == updates[1]
+    assert [update.step for update in updates[1]] == [2, 4, 6]
+    for one, other in zip(*(net.state_dict().values() for net in nets), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_step_counts_after_one_that_failed() -> None:
+    net = network()
+    sparsity.sparsify(net, 0.5)
+    optimizer = Warmed(net.parameters(), lr=0.1)
+    engine = sparsity.rigl(net, optimizer, every=2)
+    optimizer.fails = True
+    with pytest.raises(RuntimeError, match="no step today"):
+        train(net, optimizer, range(1))
+    optimizer.fails = False
+    train(net, optimizer, range(1, 4))
+    assert engine.step == 3
