@@ -52,7 +52,12 @@ class Choice:
     def folder(self, out: Path, seed: int) -> Path:
         """Return the folder of a seed: that of the first row with the same recipe."""
         name = home(self.row, self.preset).name
-        return out / name / "+".join((self.preset, *(c.replace("/", "_") for c in self.changes))) / f"seed{seed}"
+        return (
+            out
+            / name
+            / "+".join((self.preset, *(c.replace("/", "_").replace("*", "x") for c in self.changes)))
+            / f"seed{seed}"
+        )
 
 
 def claim(folder: Path, recipe: Recipe, seed: int, *, resume: bool) -> bool:

@@ -52,7 +52,9 @@ def _show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     command = commands.add_parser("show", help="show a row: its settings, as --set takes them, and the paper's numbers")
     command.add_argument("row")
     command.add_argument("--preset", default="paper", help=PRESETS)
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting; NAME=*X multiplies it"
+    )
 
 
 def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -69,7 +71,9 @@ def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument("--preset", default="small", help=PRESETS)
     command.add_argument("--seeds", type=int, default=1, help="number of training seeds: 0, 1, ...")
     command.add_argument("--first-seed", type=int, default=0, help="the first of them")
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting; NAME=*X multiplies it"
+    )
     command.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs")
     command.add_argument("--resume", action="store_true", help="go on with an unfinished training, bit for bit")
@@ -87,7 +91,7 @@ def _table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     command = commands.add_parser("table", help="gather finished runs into a table of the paper")
     command.add_argument("place", help="2, table2, figure6, ...")
     command.add_argument("--preset", default="small", help=PRESETS)
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="what the runs were given")
+    _settings(command, "what the runs were given")
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs")
     command.add_argument("--state", choices=("last", "best"), default="last", help="best: on the validation part")
     command.add_argument("--vote", choices=("prob", "logit"), default="prob", help="what the heads average")
@@ -98,6 +102,10 @@ def _plot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     command = commands.add_parser("plot", help="draw a figure of the paper from finished runs")
     command.add_argument("place", help="figure3, figure5, figure6 or figure7")
     command.add_argument("--preset", default="small", help=PRESETS)
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="what the runs were given")
+    _settings(command, "what the runs were given")
     command.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs")
     command.add_argument("--file", type=Path, help="PNG to write; by default in the folder of the runs")
+
+
+def _settings(command: argparse.ArgumentParser, help: str) -> None:
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=help)

@@ -20,7 +20,8 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
     Args:
         recipe: What to change.
         changes: ``name=value`` each; the name of a setting, with as much of the path in front (``optimizer.lr``) as it
-            needs to be the only one. ``none`` is None.
+            needs to be the only one. ``none`` is None; ``epochs=*.25`` a quarter of what the recipe has, so that the
+            rows of a table keep their proportions.
 
     Raises:
         RecipeError: There is no such setting, there are several, or the value is of the wrong type or out of range.
@@ -37,7 +38,8 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
         if not equals:
             raise RecipeError(f"--set takes name=value, got {change!r}.")
         path = _resolve(name.strip(), known)
-        values[path] = _parsed(path, text.strip(), known[path])
+        text = text.strip()
+        values[path] = _scaled(recipe, path, text) if text.startswith("*") else _parsed(path, text, known[path])
     return _replaced(recipe, values) if values else recipe
 
 
@@ -87,6 +89,19 @@ def _parsed(path: str, text: str, hint: Any) -> Any:
         return text
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     raise RecipeError(f"{path} must be of type {wanted}, got {text!r}.")
+
+
+def _scaled(recipe: Recipe, path: str, text: str) -> float:
+    value: Any = recipe
+    for name in path.split("."):
+        value = getattr(value, name)
+    try:
+        factor = float(text[1:])
+    except ValueError:
+        factor = 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < factor < float("inf"):
+        raise RecipeError(f"{path}={text} multiplies {value!r}: that takes a number, and a positive factor.")
+    return max(1, round(value * factor)) if isinstance(value, int) else value * factor
 
 
 def _replaced(part: Any, values: dict[str, Any]) -> Any:

@@ -242,6 +242,12 @@ class TestOverrides:
         assert overridden(self.recipe, ["temperature=2.5"]).method.rewiring.temperature == 2.5  # pyright: ignore
         assert overridden(self.recipe, ["classes=10"]).data == ImageSet("cifar100", classes=10)
 
+    def test_proportions_of_a_table_are_kept(self) -> None:
+        for name, epochs in (("treenet-m3", 8), ("neurotrails-m3-s0.8", 14), ("edst-ensemble-m7-s0.9", 26)):
+            small = overridden(find(f"table2/{name}").recipe("small"), ["epochs=*.25", "lr=*2"])
+            assert (small.training.epochs, small.training.optimizer.lr) == (epochs, 0.2)
+        assert overridden(self.recipe, ["epochs=*.001"]).training.epochs == 1
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -249,6 +255,9 @@ class TestOverrides:
             ("momentom=.9", "Did you mean 'momentum'"),
             ("lr", "takes name=value"),
             ("lr=fast", "training.optimizer.lr must be of type float, got 'fast'"),
+            ("steps=*.5", "multiplies None"),
+            ("lr=*fast", "a positive factor"),
+            ("nesterov=*2", "multiplies False"),
             ("members=2.5", "method.members must be of type int"),
             ("epochs=0", "epochs must be at least 1"),
             ("sparsity=1.5", "sparsity must be at least 0"),
