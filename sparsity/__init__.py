@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from sparsity import _dense_steps as dense_steps
 from sparsity import _drop as drop
 from sparsity import _grow as grow
@@ -55,7 +57,10 @@ from sparsity._structure_spec import structure_from_spec, structure_to_spec
 from sparsity._trails import PRESETS, Preset, trails
 from sparsity._training_flops import TrainingFlops
 from sparsity._training_plan import training_plan
-from sparsity.runtime import SparseNet, compile
+from sparsity.runtime import compile
+
+if TYPE_CHECKING:
+    from sparsity.runtime import SparseNet
 
 __all__ = [
     "NM",
@@ -142,3 +147,11 @@ __all__ = [
     "training_plan",
     "uniform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SparseNet":
+        from sparsity.runtime import SparseNet
+
+        return SparseNet
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
