@@ -34,13 +34,19 @@ def text(rows: Sequence[Row]) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """Lay out rows for the README: one table per family, batch size and number of threads, one line per network."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=_place):
         groups.setdefault((row["family"], int(row["batch"]), int(row["threads"])), []).append(row)
     tables = []
     for (_, batch, threads), members in groups.items():
         title = f"Batch {batch}, {threads} thread{'s' if threads > 1 else ''}:"
         tables.append(f"{title}\n\n{_family_table(members)}")
     return "\n\n".join([*tables, *_notes(rows)])
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Families and settings as they come in the alphabet, dense networks before sparse ones."""
+    roles = ("single", "ensemble", "neurotrails")
+    return row["family"], row["batch"], -row["threads"], roles.index(row["role"]), row["allocation"], row["sparsity"]
 
 
 def _line(row: Row) -> tuple[Any, ...]:
@@ -59,7 +65,7 @@ def _line(row: Row) -> tuple[Any, ...]:
 
 def _family_table(rows: Sequence[Row]) -> str:
     engines = [engine for engine in TITLES if find(rows, engine=engine)]
-    papers = any(row.get("paper_ms") for row in rows)
+    papers = any(row.get("paper_ms") and row["batch"] == 1 for row in rows)  # the paper's batch size
     ours = OURS in engines
     headers = ["network", *(TITLES[engine] for engine in engines)]
     headers += ["ours : dense ensemble", "ours : DeepSparse"] if ours else []

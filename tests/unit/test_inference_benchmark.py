@@ -168,7 +168,16 @@ def test_the_other_families_run(pattern: str, tmp_path: Path) -> None:
 
 def test_measuring_again_replaces_rows(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
-    row = {"engine": "torch", "net": "a", "batch": 1, "threads": 2, "status": "ok", "median_ms": 3.0}
+    row = {
+        "engine": "torch",
+        "net": "a",
+        "batch": 1,
+        "threads": 2,
+        "status": "ok",
+        "allocation": "",
+        "sparsity": 0.0,
+        "median_ms": 3.0,
+    }
     _rows.merge(path, [row, {**row, "net": "b"}])
     _rows.merge(path, [{**row, "median_ms": 4.0}, {**row, "threads": 1}])
     found = [(r["net"], r["threads"], r["median_ms"]) for r in _rows.read(path)]
@@ -185,6 +194,8 @@ def _row(net: str, engine: str, ms: float, dense: float, **more: Any) -> _rows.R
         "threads": 2,
         "status": "ok",
         "error": 1e-7,
+        "allocation": "",
+        "sparsity": 0.0,
         "version": "1",
     }
     times = {"median_ms": ms, "throughput": 1000 / ms, "against_own_single": 2.0, "against_onnxruntime_single": dense}
@@ -212,6 +223,18 @@ def test_the_table_for_the_readme() -> None:
         "19.20 ± 2.45 | 0.93x |",
     ]
     assert "* WRN-ERK-.95, torch, batch 1: failed: out of memory." in _table.markdown(ROWS)
+
+
+def test_the_table_has_an_order_of_its_own_whatever_was_measured_first() -> None:
+    sparse = [_row(f"wrn-{s}", "torch", 1.0, 1.0, sparsity=s, allocation="erk") for s in (0.9, 0.99, 0.8)]
+    dense = [_row("wrn-single", "torch", 1.0, 1.0, role="single"), _row("wrn-many", "torch", 1.0, 1.0, batch=16)]
+    lines = _table.markdown([*sparse, *dense]).splitlines()
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| WRN")]
+    assert shown == ["WRN-SINGLE", "WRN-0.8", "WRN-0.9", "WRN-0.99", "WRN-MANY"]
+
+
+def test_the_paper_stands_beside_its_own_batch_size_only() -> None:
+    assert "paper" not in _table.markdown([{**row, "batch": 16} for row in ROWS]).split(_table.LEGEND)[0]
 
 
 def test_floors_are_held_against_the_rows() -> None:
