@@ -35,7 +35,7 @@ def trained_digits(folder: Path, quick: bool = False) -> fxsplit.SplitModel:
 def trained_digits_averaged(folder: Path, quick: bool = False) -> fxsplit.SplitModel:
     """Return the trained network with a vote that averages logits; the demo's averages probabilities."""
     net = trained_digits(folder, quick)
-    net.vote = fxsplit.MeanVote()
+    net.vote = fxsplit.MeanVote().eval()
     return net
 
 
