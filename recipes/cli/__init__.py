@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options = parser().parse_args(given)
     try:
-        return COMMANDS[options.command](options)
+        status = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return status
     except (RecipeError, FxSplitError, SparsityError) as error:
         print(f"python -m recipes: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of `... | head`, which has seen enough
+        # Python writes what is left in the buffer when it ends, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,9 @@ def test_no_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["demo", "--help"])
     assert stopped.value.code == 0
     assert "--seeds" in capsys.readouterr().out
+
+
+def test_output_into_a_pipe_that_is_closed_early() -> None:
+    command = f"{sys.executable} -m recipes list | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
