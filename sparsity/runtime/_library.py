@@ -9,6 +9,7 @@ from ctypes import POINTER, c_double, c_float, c_int, c_long, c_size_t, c_void_p
 from sparsity._errors import BuildError
 from sparsity.runtime._build import library_path
 from sparsity.runtime._cpu import isa
+from sparsity.runtime._openmp import addresses
 
 _VERSION = 1
 _INTS = POINTER(c_int)
@@ -16,6 +17,7 @@ _AFFINE = [c_void_p, c_void_p, c_int]  # scale, shift, relu
 _PROTOTYPES: dict[str, tuple[object, list[object]]] = {
     "sparsity_version": (c_int, []),
     "sparsity_vector_bytes": (c_int, []),
+    "sparsity_use_openmp": (None, [c_void_p, c_void_p, c_void_p]),
     "plan_new": (c_void_p, []),
     "plan_free": (None, [c_void_p]),
     "plan_buffer": (c_int, [c_void_p, c_size_t]),
@@ -64,4 +66,7 @@ def _load(instruction_set: str) -> ctypes.CDLL:
         raise BuildError(
             f"{path} has version {loaded.sparsity_version()}, this package needs {_VERSION}; delete the file"
         )
+    openmp = addresses()
+    if openmp is not None:
+        loaded.sparsity_use_openmp(*openmp)
     return loaded

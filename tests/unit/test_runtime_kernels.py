@@ -316,6 +316,65 @@ def test_forked_child_has_threads_of_its_own() -> None:
     child.join()
 
 
+_RUN = """
+import os, torch
+from tests.unit.test_runtime_kernels import Net
+torch.set_num_threads(2)
+a = torch.randn(400, 400)
+for _ in range(3):
+    a @ a, a.exp().sum()
+before = len(os.listdir("/proc/self/task"))
+net = Net()
+plan, x = net.plan(), torch.ones(2, 8, 10, 10)
+alone, together = torch.empty_like(x), torch.empty_like(x)
+plan.run([x], [alone], 2, 1)
+for _ in range(50):
+    plan.run([x], [together], 2, 2)
+print(len(os.listdir("/proc/self/task")) - before, torch.equal(alone, together))
+"""
+
+
+def _fresh(code: str, **environment: str) -> str:
+    known = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**known, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_the_threads_of_torch_are_used() -> None:
+    """With threads of its own beside them, one would wait for the core that the other spins on."""
+    assert _fresh(_RUN) == "0 True"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_where_openmp_gives_less_threads_there_are_others() -> None:
+    assert _fresh(_RUN, OMP_THREAD_LIMIT="1") == "1 True"
+
+
+_FORKED = """
+import os, torch
+from tests.unit.test_runtime_kernels import Net
+torch.set_num_threads(2)
+net = Net()
+plan, x = net.plan(), torch.ones(2, 8, 10, 10)
+a = torch.randn(400, 400)
+for _ in range(3):
+    a @ a, a.exp().sum()
+if os.fork() == 0:
+    out = torch.empty(x.shape)
+    plan.run([x], [out], 2, 2)
+    os._exit(0)
+print(os.wait()[1])
+"""
+
+
+def test_a_child_forked_while_only_torch_had_threads() -> None:
+    assert _fresh(_FORKED) == "0"
+
+
 @pytest.fixture
 def fenced() -> Iterator:
     """Copies of tensors whose memory starts right after, or ends right before, a page that cannot be touched."""

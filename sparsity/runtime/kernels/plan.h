@@ -42,7 +42,7 @@ class Plan {
     std::vector<std::vector<double>> spent(seconds ? threads : 0, std::vector<double>(steps_.size(), 0));
     std::vector<std::exception_ptr> failures(threads);
     Barrier barrier(threads);
-    run_on_pool(threads, [&](int thread) {
+    run_together(threads, [&](int thread) {
       Buffers at;
       for (long done = 0; done < samples; done += chunk) {
         try {

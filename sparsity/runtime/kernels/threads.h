@@ -1,5 +1,5 @@
-// A pool of threads that spin shortly between two pieces of work and then sleep. Not OpenMP: torch brings its own, and
-// two OpenMP pools spin against each other.
+// Threads: those that torch has already, or else a pool of our own whose threads spin shortly between two pieces of work
+// and then sleep.
 #pragma once
 #include <pthread.h>
 #include <sched.h>
@@ -95,14 +95,50 @@ class Pool {
   std::atomic<int> running_{0};
 };
 
+// The OpenMP library that torch uses, by its plain C names. Its threads spin for a while after each of torch's operations,
+// so a second pool would have to wait for the cores that they hold.
+struct OpenMP {
+  void (*parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags) = nullptr;
+  int (*num_threads)() = nullptr;
+  int (*thread_num)() = nullptr;
+};
+static OpenMP the_openmp;
+
+struct Team {
+  const int threads;
+  const std::function<void(int)> &work;
+  bool smaller = false;
+};
+static void in_team(void *data) {
+  Team &team = *static_cast<Team *>(data);
+  // Inside of another parallel region, or under a limit, a team has less threads than were asked for.
+  if (the_openmp.num_threads() == team.threads) team.work(the_openmp.thread_num());
+  else if (the_openmp.thread_num() == 0) team.smaller = true;
+}
+
 // The threads of a parent do not exist in a forked child: it starts with a new pool, and the old one is left alone.
+// OpenMP would wait for them.
 static Pool *&the_pool() {
   static Pool *pool = new Pool;
   return pool;
 }
-static inline void run_on_pool(int threads, const std::function<void(int)> &work) {
-  if (threads == 1) return work(0);
+static void in_child() {
+  the_pool() = new Pool;
+  the_openmp = OpenMP();
+}
+static void watch_forks() {
   static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { the_pool() = new Pool; }); });
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, in_child); });
+}
+
+// Run work(0) .. work(threads - 1) at once; work(0) on the calling thread.
+static inline void run_together(int threads, const std::function<void(int)> &work) {
+  if (threads == 1) return work(0);
+  watch_forks();
+  if (the_openmp.parallel) {
+    Team team{threads, work};
+    the_openmp.parallel(in_team, &team, (unsigned)threads, 0);
+    if (!team.smaller) return;
+  }
   the_pool()->run(threads, work);
 }
