@@ -57,8 +57,12 @@ def _sweep(
 def _blocks(recipe: Recipe) -> Point:
     assert isinstance(recipe.method, Tree)
     assert isinstance(recipe.model, Wrn)
-    assert isinstance(recipe.method.split, int)
-    return recipe.method.rewiring.name, (recipe.model.depth - 4) // 2 - recipe.method.split
+    split = recipe.method.split
+    if not isinstance(split, int):
+        raise RecipeError(
+            f"figure3 is drawn by blocks in the heads, so split must be a number of blocks, got {split!r}."
+        )
+    return recipe.method.rewiring.name, (recipe.model.depth - 4) // 2 - split
 
 
 def _sparsity(recipe: Recipe) -> Point:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recipes.evaluation import head_outputs
-from recipes.evaluation._predict import logits_of
+from recipes.evaluation import evaluation_mode, head_outputs, logits_of, mean_probability
 from recipes.training._errors import TrainingError
 from recipes.training._processes import Processes
 
@@ -35,7 +34,6 @@ def predictions(output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
     return logits.flatten(0, -2), y.flatten()
 
 
-@torch.no_grad()
 def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], processes: Processes) -> dict[str, float]:
     """Measure accuracy, NLL of the mean probability, and disagreement of heads, in evaluation mode.
 
@@ -50,16 +48,12 @@ def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], processes:
     Raises:
         TrainingError: There is nothing to measure on.
     """
-    training = net.training
-    net.eval()
     sums: Tensor | None = None
-    try:
+    with evaluation_mode(net):
         for x, y in batches:
             found = [predictions(output, y) for output in head_outputs(net, x)]
             part = _sums(torch.stack([logits.float() for logits, _ in found]), found[0][1])
             sums = part if sums is None else sums + part
-    finally:
-        net.train(training)
     if sums is None:
         sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
     count, right, loss, differing = processes.sum(sums).tolist()
@@ -69,7 +63,7 @@ def measure(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], processes:
 
 
 def _sums(logits: Tensor, y: Tensor) -> Tensor:
-    voted = torch.logsumexp(functional.log_softmax(logits, -1), 0) - math.log(len(logits))
+    voted = mean_probability(logits)
     chosen = logits.argmax(-1)
     pairs = [(one != other).double().sum() for one, other in itertools.combinations(chosen, 2)]
     differing = torch.stack(pairs).mean() if pairs else torch.full((), math.nan, dtype=torch.float64, device=y.device)

@@ -45,7 +45,7 @@ def compile(net: Any, example: Any, *, threads: int | None = None, tune: bool = 
     # Here, so that importing sparsity stays cheap.
     from sparsity.runtime._assemble import Settings
     from sparsity.runtime._build_net import build
-    from sparsity.runtime._example import arguments_of, check_network, detached
+    from sparsity.runtime._example import arguments_of, check_network, detached, warn_of_hooks
     from sparsity.runtime._inline import inline
     from sparsity.runtime._net import SparseNet
 
@@ -53,5 +53,6 @@ def compile(net: Any, example: Any, *, threads: int | None = None, tune: bool = 
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise CompileError(f"compile: threads must be at least 1 or None, got {threads!r}.")
     arguments = detached(arguments_of(example))
+    warn_of_hooks(net)
     settings = Settings(threads, tune)
     return SparseNet(build(net, inline(net), arguments, settings), arguments, settings)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
-from sparsity._errors import CompileError, listed
+from sparsity._errors import CompileError, SparsityWarning, listed
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -72,6 +75,24 @@ def check_inputs(tensors: list[Tensor]) -> None:
                 "A compiled network is for inference only, got an input that requires a gradient. Call it under "
                 "torch.no_grad(), or train the network that it was compiled from."
             )
+
+
+def warn_of_hooks(net: nn.Module) -> None:
+    """Warn of forward hooks, which a compiled network does not call; those that compute a weight are folded."""
+    hooked = [
+        path or "the network"
+        for path, module in net.named_modules()
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if not isinstance(hook, (WeightNorm, SpectralNorm))
+    ]
+    if hooked:
+        warnings.warn(
+            SparsityWarning(
+                f"compile: the forward hooks of {listed(dict.fromkeys(hooked), 3)} are left out: layers are fused, so "
+                "there is nothing left to call them on. Use the network that it was compiled from to look inside."
+            ),
+            stacklevel=3,
+        )
 
 
 def check_network(net: Any) -> None:

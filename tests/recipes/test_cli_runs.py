@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -259,9 +260,11 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class TestPlots:
-    def finish(self, out: Path, name: str, accuracies: list[float], flops: float = 1e6) -> None:
+    def finish(
+        self, out: Path, name: str, accuracies: list[float], flops: float = 1e6, changes: Sequence[str] = ()
+    ) -> None:
         """What a finished run leaves, without the run."""
-        choice = Choice.of(name, "small")
+        choice = Choice.of(name, "small", changes)
         for seed, accuracy in enumerate(accuracies):
             folder = choice.folder(out, seed)
             (folder / "network-0").mkdir(parents=True)
@@ -289,6 +292,11 @@ class TestPlots:
         recipes.cli._plot.plot("figure3", "small", tmp_path)
         # Blocks of the small network, which has 6 for the paper's 12.
         assert seen == {"RigL": {2: [0.3], 4: [0.4]}, "SET": {6: [0.5]}}
+
+    def test_a_split_that_is_no_number_of_blocks(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.finish(tmp_path, "figure3/rigl-h4", [0.3], changes=["split=auto"])
+        assert main(["plot", "figure3", "--out", str(tmp_path), "--set", "split=auto"]) == 2
+        assert "split must be a number of blocks, got 'auto'" in capsys.readouterr().err
 
     def test_nothing_to_draw(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plot", "figure3", "--out", str(tmp_path)]) == 2

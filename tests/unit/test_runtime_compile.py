@@ -57,6 +57,26 @@ def perceptron(share: float = 0.9) -> fx.GraphModule:
     return net
 
 
+def test_hooks_are_left_out_with_a_warning() -> None:
+    net, x, seen = perceptron(), torch.randn(3, 32), []
+    net.get_submodule("2").register_forward_hook(lambda module, args, output: seen.append(output) or output + 1)
+    with pytest.warns(sparsity.SparsityWarning, match="forward hooks of '2' are left out"):
+        fast = sparsity.compile(net, x, tune=False)
+    seen.clear()
+    assert relative_error(fast(x), net(x).detach() - 1) < 1e-5
+    assert len(seen) == 1  # of the call of net
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_hooks_that_compute_a_weight_are_folded() -> None:
+    layer = nn.utils.weight_norm(nn.Linear(32, 16))
+    net, x = fx.symbolic_trace(nn.Sequential(layer, nn.ReLU()).eval()), torch.randn(3, 32)
+    net.get_submodule("0").weight_g.data.mul_(2)  # pyright: ignore
+    with pytest.warns(sparsity.NoEffectWarning, match="no weight is zero"):
+        fast = sparsity.compile(net, x, tune=False)
+    assert relative_error(fast(x), net(x).detach()) < 1e-5
+
+
 @pytest.mark.parametrize("share", [0.8, 0.95])
 def test_wide_resnet_at_every_batch(share: float) -> None:
     net, example = wide(share), torch.randn(2, 3, 32, 32)
