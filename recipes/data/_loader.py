@@ -177,12 +177,15 @@ def _batches(
 ) -> Iterator[Batch]:
     fetch = _Fetch(part, shares, key)
     fetched: Any = map(fetch.__getitem__, range(len(fetch)))
+    pinned = torch.device(device).type == "cuda"
     if workers:
         # Its own generator, so that the run's random numbers do not depend on the number of workers.
-        pinned = torch.device(device).type == "cuda"
         own = torch.Generator().manual_seed(0)
         fetched = DataLoader(
             fetch, batch_size=None, shuffle=False, num_workers=workers, pin_memory=pinned, generator=own
         )
+    elif pinned:
+        # A copy from pageable memory would wait for all that the GPU has yet to do.
+        fetched = ((x.pin_memory(), y.pin_memory()) for x, y in fetched)
     for x, y in fetched:
         yield prepare(x.to(device, non_blocking=True)), y.to(device, non_blocking=True)

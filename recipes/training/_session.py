@@ -58,7 +58,7 @@ class Session:
         method: The system that it is a part of.
         training: How to train.
         steps: Optimizer steps in all.
-        example: Inputs to count FLOPs with.
+        example: Inputs to count FLOPs with, on any device.
         processes: Those that train it together.
         seed: Of random growth and of the method's batches.
         callbacks: What hears of updates of the masks.
@@ -71,7 +71,7 @@ class Session:
         method: Method,
         training: Training,
         steps: int,
-        example: Any,
+        example: Tensor,
         processes: Processes,
         seed: int,
         callbacks: list[Callable[[Any], None]],
@@ -83,7 +83,7 @@ class Session:
         self._method, self._training, self._steps, self._seed = method, training, steps, seed
         self._processes = processes
         self.optimizer = training.optimizer.make(method.groups(net))
-        flops = forward_flops(net, example)
+        flops = forward_flops(net, example.to(processes.device))
         self._batch = training.batch_size * method.repetitions
         self._dense_step = 3 * flops.total * self._batch
         masks = sparsity.masks_of(net)

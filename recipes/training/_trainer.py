@@ -72,7 +72,7 @@ class Job:
         validation: Returns this process's share of the validation part; None if there is none.
         folder: For checkpoints, logs and the states that are kept.
         seed: Of everything random but the data.
-        example: Inputs to count FLOPs with.
+        example: Inputs to count FLOPs with, on any device.
         better: Which measured number tells the best state, and whether more of it is better.
         title: Of the progress bar.
     """
@@ -84,7 +84,7 @@ class Job:
     validation: Callable[[], Iterable[Batch]] | None
     folder: Path
     seed: int
-    example: Any
+    example: Tensor
     better: tuple[str, bool] = ("accuracy", True)
     title: str = "training"
 
@@ -187,24 +187,25 @@ class _Loop:
         self.every = job.training.evaluate_every or job.feed.steps
         self._pending = torch.zeros((), dtype=torch.float64, device=processes.device)
         self._saved = time.monotonic()
+        self._started = time.perf_counter()
 
     def run(self) -> None:
         """Train to the end."""
         session, job = self.session, self.job
         session.net.train()
         hidden = not (job.runtime.progress and self.processes.first)
+        self._started = time.perf_counter()
         with tqdm(total=job.steps, initial=session.step, desc=job.title, unit="step", disable=hidden) as bar:
             while session.step < job.steps:
                 epoch, start = divmod(session.step, job.feed.steps)
                 for x, y in job.feed.epoch(epoch, start):
-                    started = time.perf_counter()
                     self._pending += session.advance(x, y)
                     self.progress.losses += 1
-                    self.progress.seconds += time.perf_counter() - started
                     bar.update()
                     self._between(bar)
                     if session.step == job.steps:
                         break
+        self._settle()
         if self.processes.first:
             write_json(job.folder / DONE, self.progress.summary(session))
             (job.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -248,11 +249,15 @@ class _Loop:
             bar.set_postfix({name: f"{measured[name]:.4f}", "loss": f"{loss:.3f}"}, refresh=False)
         for log in self.logs:
             log.write(row)
+        self._started = time.perf_counter()
 
     def _settle(self) -> None:
-        """Bring the sum of losses, which no step waits for, to the host."""
+        """Bring the sum of losses, which no step waits for, to the host, and count the time up to here."""
         self.progress.loss += self.processes.sum(self._pending).item() / self.processes.world
         self._pending.zero_()
+        now = time.perf_counter()
+        self.progress.seconds += now - self._started
+        self._started = now
 
     def _keep(self, name: str) -> None:
         if self.processes.first:
@@ -266,3 +271,4 @@ class _Loop:
         if self.processes.first:
             write_tensors(self.job.folder / CHECKPOINT, state)
         self._saved = time.monotonic()
+        self._started = time.perf_counter()

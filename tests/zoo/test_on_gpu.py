@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 import fxsplit
@@ -36,11 +37,16 @@ ENTRIES = [
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> Iterator[None]:
-    """The same kernels in every run, where there are such; gradients summed in any order differ in their last bits."""
+    """The same kernels in every run, where there are such; gradients summed in any order differ in their last bits.
+
+    Attention's own kernels add up gradients in any order unless torch refuses whatever varies, and TorchScript fuses
+    functions after it has watched them, so that even a model's own second call rounds otherwise.
+    """
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
+    with sdpa_kernel(SDPBackend.MATH), torch.jit.optimized_execution(False):  # pyright: ignore[reportPrivateImportUsage]
+        yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
 
