@@ -159,9 +159,11 @@ def _finish(
         net = recipe.method.join(maker(recipe, material), material.example, kept[state])
         net.to(processes.device)
         metrics[state], measured = _measure(net, recipe, material, alone)
-        found = found or (net, measured)
+        if found is None:
+            held_out = material.has_validation and not recipe.language
+            found = net, measured, predict(net, material.read("validation", alone)) if held_out else None
         save(net.cpu(), folder, state)
-    net, measured = found
+    net, measured, validation = found
     cost = costs(net, material.example)
     dense = sum(record["training_flops_dense"] for record in trained)
     density = costs(kept["last"][0], material.example)["density"]
@@ -189,7 +191,7 @@ def _finish(
         "torch": torch.__version__,
         "python": sys.version.split()[0],
     }
-    write_report(folder, choice, seed, result, measured)
+    write_report(folder, choice, seed, result, measured, validation)
     write_json(folder / RESULT, result)
     for file in (*folder.glob("network-*/last-*.pt"), *folder.glob("network-*/best-*.pt")):
         file.unlink()  # the joined networks hold them

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cli._folder import Choice
-from recipes.evaluation import Evidence, Perplexity, write_run_report
+from recipes.evaluation import Evidence, Perplexity, Predictions, write_run_report
 from recipes.rows import settings_of
 from recipes.training import read_rows
 
 
-def write_report(folder: Path, choice: Choice, seed: int, result: dict[str, Any], measured: Any) -> None:
+def write_report(
+    folder: Path, choice: Choice, seed: int, result: dict[str, Any], measured: Any, validation: Predictions | None
+) -> None:
     """Write ``report.html`` with what was measured on the test part by the last state.
 
     Args:
@@ -20,6 +22,7 @@ def write_report(folder: Path, choice: Choice, seed: int, result: dict[str, Any]
         seed: Its seed.
         result: Content of ``result.json``.
         measured: Predictions or perplexity.
+        validation: Predictions on the validation part, which temperatures are fitted to.
     """
     flops, cost = result["training_flops"], result["costs"]
     language = isinstance(measured, Perplexity)
@@ -30,6 +33,7 @@ def write_report(folder: Path, choice: Choice, seed: int, result: dict[str, Any]
             f"{choice.row.label}, seed {seed}",
             f"{choice.title}: the state after the last step, on the test part.",
             test=None if language else measured,
+            validation=validation,
             perplexity={recipe.data.name: measured} if language else {},
             history=_history(folder) if recipe.method.networks == 1 and recipe.method.heads > 1 else (),
             costs=[

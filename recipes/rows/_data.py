@@ -11,7 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.data import Blocks, Bpe, Bytes, Pretrained, in_order, load_c4, load_images, load_text
+from recipes.data import (
+    Blocks,
+    Bpe,
+    Bytes,
+    ImageData,
+    Pretrained,
+    StreamData,
+    TextData,
+    in_order,
+    load_c4,
+    load_images,
+    load_text,
+)
 from recipes.training import Feed, Processes
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -63,13 +75,7 @@ class ImageSet:
         Raises:
             DataError: It is not there, or not what is asked for.
         """
-        data = load_images(
-            self.name,
-            root or "data",
-            validation=self.validation,
-            classes=self.classes,
-            images=self.images,
-        )
+        data = self.images_in(root)
         parts = {"train": data.train, "validation": data.validation, "test": data.test}
 
         def feed(batch_size: int, seed: int, processes: Processes, workers: int) -> Feed:
@@ -95,6 +101,20 @@ class ImageSet:
 
         channels = data.example.shape[1]
         return Material(data.classes, channels, data.example, feed, read, data.validation is not None)
+
+    def images_in(self, root: Path | None) -> ImageData:
+        """Load the images from a folder, as they are.
+
+        Raises:
+            DataError: They are not there, or not what is asked for.
+        """
+        return load_images(
+            self.name,
+            root or "data",
+            validation=self.validation,
+            classes=self.classes,
+            images=self.images,
+        )
 
 
 @dataclass(frozen=True)
@@ -122,9 +142,17 @@ class TextSet:
         Raises:
             DataError: It is not there, or not what is asked for.
         """
+        return _text(self.text_in(root))
+
+    def text_in(self, root: Path | None) -> TextData:
+        """Load the text from a folder, with its tokenizer.
+
+        Raises:
+            DataError: It is not there, or not what is asked for.
+        """
         data = load_text(self.name, root or "data", tokenizer=self.tokenizer, length=self.length, tokens=self.tokens)
         validation = Blocks(data.validation.tokens[: self.validation_tokens], self.length)
-        return _text(dataclasses.replace(data, validation=validation))
+        return dataclasses.replace(data, validation=validation)
 
 
 @dataclass(frozen=True)
@@ -145,7 +173,15 @@ class C4:
         Raises:
             DataError: It cannot be reached.
         """
-        return _text(load_c4(length=self.length))
+        return _text(self.text_in(root))
+
+    def text_in(self, root: Path | None) -> StreamData:
+        """Open the stream, with its tokenizer.
+
+        Raises:
+            DataError: It cannot be reached.
+        """
+        return load_c4(length=self.length)
 
 
 DataSet = ImageSet | TextSet | C4
