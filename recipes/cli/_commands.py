@@ -86,6 +86,47 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(options: argparse.Namespace) -> int:
+    """Measure finished runs on more than their test part."""
+    if options.seeds < 1:
+        raise RecipeError(f"seeds must be at least 1, got {options.seeds}.")
+    from recipes.cli._evaluate import Questions, headlines, measure_more
+    from recipes.cli._folder import Choice
+    from recipes.data import corruption_names
+    from recipes.training import processes
+
+    choice = Choice.of(options.row, options.preset, options.set)
+    asked = Questions(
+        corruptions=corruption_names() if options.corruptions == [] else options.corruptions or (),
+        severities=options.severities,
+        corrupted_from=options.corrupted_from,
+        outside=options.outside,
+        sketch=options.sketch,
+        modules=options.modules,
+        images=options.images,
+        tasks=_tasks(options.tasks),
+        limit=options.limit,
+    )
+    with processes(options.device) as together:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            page, known = measure_more(
+                choice, seed, options.out, options.data_root, together.device, options.state, asked
+            )
+            print(f"{choice.title} seed {seed}, {options.state} state")
+            for line in headlines(known):
+                print(f"  {line}")
+            print(f"  {page}")
+    return 0
+
+
+def _tasks(given: list[str] | None) -> tuple[str, ...]:
+    if given != []:
+        return tuple(given or ())
+    from recipes.evaluation import TABLE_5_TASKS
+
+    return TABLE_5_TASKS
+
+
 def table(options: argparse.Namespace) -> int:
     """Print a table of the paper with what was run."""
     from recipes.cli import _collect
@@ -117,6 +158,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "list": list_rows,
     "show": show,
     "run": run,
+    "evaluate": evaluate,
     "table": table,
     "plot": plot,
 }

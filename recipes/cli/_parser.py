@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     _list(commands)
     _show(commands)
     _run(commands)
+    _evaluate(commands)
     _table(commands)
     _plot(commands)
     return top
@@ -85,6 +86,41 @@ def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument("--tensorboard", action="store_true", help="write TensorBoard's event files too")
     command.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases too")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="measure a finished run further: corrupted images, other data sets, downstream tasks",
+        description="Measure a finished run on more than its test part; a page and metrics.json are written into its "
+        "folder.",
+    )
+    command.add_argument("row")
+    command.add_argument("--preset", default="small", help=PRESETS)
+    _settings(command, "what the run was given")
+    command.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    command.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    command.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
+    command.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs")
+    command.add_argument("--state", choices=("last", "best"), default="last", help="best: on the validation part")
+    command.add_argument("--device", help="where to compute; by default the GPU if there is one")
+    images = command.add_argument_group("image classifiers")
+    images.add_argument(
+        "--corruptions", nargs="*", metavar="NAME", help="corrupt the test images; without names in all fifteen ways"
+    )
+    images.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="1 to 5")
+    images.add_argument(
+        "--corrupted-from", type=Path, metavar="DIR", help="read them from CIFAR-C or ImageNet-C in this folder instead"
+    )
+    images.add_argument("--outside", nargs="+", default=[], metavar="DATA", help="data sets to tell from the test set")
+    images.add_argument("--sketch", action="store_true", help="measure on ImageNet-Sketch")
+    images.add_argument("--modules", nargs="+", default=[], metavar="PATH", help="compare features in heads by CKA")
+    images.add_argument("--images", type=int, metavar="N", help="only so many test images")
+    text = command.add_argument_group("language models")
+    text.add_argument(
+        "--tasks", nargs="*", metavar="TASK", help="run tasks of lm-evaluation-harness; without names those of Table 5"
+    )
+    text.add_argument("--limit", type=int, metavar="N", help="only so many examples of each")
 
 
 def _table(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
