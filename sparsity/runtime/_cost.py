@@ -104,13 +104,16 @@ def _measure(layer: Layer, work: Work, weight: Tensor) -> tuple[float, float]:
         if isinstance(layer, Conv):
             samples = max(1, work.inputs // (layer.shape[1] * work.size[0] * work.size[1]))
             x = torch.randn(samples, layer.shape[1], *work.size, generator=generator)
-            dense = DenseConv(_bare_conv(layer, weight), x.shape)
+            dense = DenseConv(_bare_conv(layer, weight))
         else:
             x = torch.randn(work.pixels, layer.shape[1], generator=generator)
             dense = DenseLinear(Linear(layer.node, [], layer.path, layer.shape, lambda: weight, layer.bias))
+        # What oneDNN returns has channels last, and plans take it with channels first.
         # Where a weight is used for a few rows only, most of the time goes into reading it.
         cold = work.pixels <= _FEW_ROWS
-        taken = seconds([_sparse_call(layer, work, weight, x), lambda: dense(x)], _SECONDS_PER_LAYER, cold=cold)
+        taken = seconds(
+            [_sparse_call(layer, work, weight, x), lambda: dense(x).contiguous()], _SECONDS_PER_LAYER, cold=cold
+        )
     return taken[0], taken[1]
 
 

@@ -83,29 +83,46 @@ class DenseConv(LayerModule):
 
     Args:
         op: The convolution.
-        shape: Shape of its input, for which the weight is laid out; other sizes are right too.
     """
 
-    def __init__(self, op: Conv, shape: Sequence[int]) -> None:
+    def __init__(self, op: Conv) -> None:
         super().__init__(op)
-        self.shape = list(shape)
-        self._hold(op.weight())
+        # The weight, and what it is laid out for: None in torch's own layout. Always replaced together, since several
+        # threads may call.
+        self._held: tuple[tuple[int, ...] | None, Tensor] = None, op.weight().clone()
         self.handle = register(self)
 
-    def _hold(self, weight: Tensor) -> None:
+    def _laid_out(self, shape: Sequence[int]) -> Tensor | None:
+        """The weight in oneDNN's layout for an input of this shape; None if there is no oneDNN."""
+        layout, weight = self._held
+        # With the layout of another shape or number of threads, some convolutions take twenty times as long.
+        wanted = (torch.get_num_threads(), *shape)
+        if layout != wanted:
+            packed = self._pack(self.dense_weight(), shape)
+            if packed is None:
+                return None
+            weight = packed
+            self._held = wanted, weight
+        return weight
+
+    def _pack(self, weight: Tensor, shape: Sequence[int]) -> Tensor | None:
         op = cast(Conv, self.op)
-        self.packed = False
-        self.weight = weight.clone()
         if torch.backends.mkldnn.is_available():
             # Private operators that inductor uses too; without them the public one serves.
             with contextlib.suppress(AttributeError, RuntimeError):
-                self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-                    weight.contiguous(), op.padding, op.stride, op.dilation, op.groups, self.shape
+                return torch.ops.mkldnn._reorder_convolution_weight(
+                    weight.contiguous(), op.padding, op.stride, op.dilation, op.groups, list(shape)
                 )
-                self.packed = True
+        return None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in the layout that it has now."""
+        return self._held[1]
 
     def dense_weight(self) -> Tensor:
-        return self.weight.to_dense() if self.packed else self.weight
+        layout, weight = self._held
+        return weight if layout is None else weight.to_dense()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map ``[N, C, H, W]`` to the convolution of it."""
@@ -116,14 +133,15 @@ class DenseConv(LayerModule):
         op = cast(Conv, self.op)
         x = applied(op.affine, inputs[0], 1)
         residual = inputs[1] if len(inputs) > 1 else None
-        if not self.packed or x.numel() == 0:
+        weight = self._laid_out(x.shape) if x.numel() else None
+        if weight is None:
             y = F.conv2d(x, self.dense_weight(), op.bias, op.stride, op.padding, op.dilation, op.groups)
             return [self.finished(y, residual, op.activation)]
         attr, activation = "none", op.activation
         if residual is None and activation is Activation.RELU:
             attr, activation = "relu", Activation.NONE
         y = torch.ops.mkldnn._convolution_pointwise.default(
-            x, self.weight, op.bias, op.padding, op.stride, op.dilation, op.groups, attr, [], ""
+            x, weight, op.bias, op.padding, op.stride, op.dilation, op.groups, attr, [], ""
         )
         return [self.finished(y, residual, activation)]
 
@@ -138,11 +156,11 @@ class DenseConv(LayerModule):
         return [inputs[0].new_empty(inputs[0].shape[0], op.shape[0], *out)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "weight": pack_weight(self.dense_weight()), "packed": False, "handle": 0}
+        return {**self.__dict__, "_held": pack_weight(self.dense_weight()), "handle": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._hold(unpack_weight(state["weight"]))
+        self._held = None, unpack_weight(state["_held"])
         self.handle = register(self)
 
 

@@ -57,7 +57,7 @@ _MODULES: dict[type[Op], type[OpModule]] = {
 def module_of(op: Op, shapes: Mapping[fx.Node, Shape]) -> OpModule:
     """The module that computes an operation in torch; for a layer, with a copy of its weight."""
     if isinstance(op, Conv):
-        return DenseConv(op, shapes[op.source])
+        return DenseConv(op)
     if isinstance(op, GlobalMean):
         return GlobalMeanModule(op, keep=len(shapes[op.node]) == 4)
     if isinstance(op, Linear):

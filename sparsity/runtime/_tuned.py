@@ -18,7 +18,7 @@ import torch
 from sparsity.runtime._build import cache_directory, library_key
 from sparsity.runtime._model import Work
 
-_FORMAT = 1
+_FORMAT = 2
 _memory: dict[str, dict[str, tuple[float, float]]] = {}
 
 
