@@ -20,7 +20,7 @@ def kept(tensor: Tensor, mask: Tensor) -> Tensor:
     """
     result = torch.empty_like(tensor)
     for part, source, active in _pieces(_integers(result), _integers(tensor), mask):
-        part.copy_(source).mul_(active)
+        torch.mul(source, active, out=part)
     return result
 
 
