@@ -900,7 +900,7 @@ def test_sharded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         rigl(net, SGD(net.parameters(), lr=0.1), True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"capturable": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_on_a_gpu(options: dict[str, Any], dtype: torch.dtype) -> None:
