@@ -14,7 +14,9 @@ from fxsplit._vote import mean
 def head_loss(net: nn.Module, criterion: Callable[[Any, Any], Tensor], *inputs_and_target: Any) -> Tensor:
     """The mean over heads of ``criterion(output of the head, target)`` (NeuroTrails, section 3).
 
-    The trunk runs once, and its gradient is the mean of what the heads send back.
+    The trunk runs once, and its gradient is the mean of what the heads send back. Each head gets 1/M of the gradient of
+    its own loss, which Adam does not mind; under SGD heads learn that much slower at first, so in a short training
+    multiply the loss by M (measured in the README, under the paper's experiments).
 
     Args:
         net: A `SplitModel`, of any kind: those of `ensemble`, `mimo`, `batch_ensemble` and `fission` are some.
