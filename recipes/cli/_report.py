@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +28,33 @@ def write_report(
     flops, cost = result["training_flops"], result["costs"]
     language = isinstance(measured, Perplexity)
     recipe = choice.recipe
-    write_run_report(
-        folder,
-        Evidence(
-            f"{choice.row.label}, seed {seed}",
-            f"{choice.title}: the state after the last step, on the test part.",
-            test=None if language else measured,
-            validation=validation,
-            perplexity={recipe.data.name: measured} if language else {},
-            history=_history(folder) if recipe.method.networks == 1 and recipe.method.heads > 1 else (),
-            costs=[
-                ("parameters", f"{cost['parameters']:,}"),
-                ("nonzero", f"{cost['nonzeros']:,}"),
-                ("inference FLOPs, dense", f"{cost['inference_flops_dense']:.4g}"),
-                ("inference FLOPs, uniform density (the paper's convention)", f"{cost['inference_flops_uniform']:.4g}"),
-                ("inference FLOPs, actual masks", f"{cost['inference_flops_masks']:.4g}"),
-                ("training FLOPs, uniform density", f"{flops['uniform']:.4g}"),
-                ("training FLOPs, actual masks of every step", f"{flops['masks']:.4g}"),
-                ("seconds of training", f"{result['seconds']:.0f} on {result['device']}"),
-            ],
-            settings=[
-                ("command", command(choice)),
-                *((path, str(setting(recipe, path))) for path in settings_of(recipe)),
-                ("torch", result["torch"]),
-            ],
-        ),
+    evidence = Evidence(
+        f"{choice.row.label}, seed {seed}",
+        f"{choice.title}: the state after the last step, on the test part.",
+        test=None if language else measured,
+        validation=validation,
+        perplexity={recipe.data.name: measured} if language else {},
+        history=_history(folder) if recipe.method.networks == 1 and recipe.method.heads > 1 else (),
+        costs=[
+            ("parameters", f"{cost['parameters']:,}"),
+            ("nonzero", f"{cost['nonzeros']:,}"),
+            ("inference FLOPs, dense", f"{cost['inference_flops_dense']:.4g}"),
+            ("inference FLOPs, uniform density (the paper's convention)", f"{cost['inference_flops_uniform']:.4g}"),
+            ("inference FLOPs, actual masks", f"{cost['inference_flops_masks']:.4g}"),
+            ("training FLOPs, uniform density", f"{flops['uniform']:.4g}"),
+            ("training FLOPs, actual masks of every step", f"{flops['masks']:.4g}"),
+            ("seconds of training", f"{result['seconds']:.0f} on {result['device']}"),
+        ],
+        settings=[
+            ("command", command(choice)),
+            *((path, str(setting(recipe, path))) for path in settings_of(recipe)),
+            ("torch", result["torch"]),
+        ],
     )
+    with warnings.catch_warnings():
+        # Every run is calibrated, small and untrained ones too; the page shows at which temperature that ended.
+        warnings.filterwarnings("ignore", "The NLL on .* has no lowest point", UserWarning)
+        write_run_report(folder, evidence)
 
 
 def command(choice: Choice) -> str:

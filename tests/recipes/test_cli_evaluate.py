@@ -17,6 +17,9 @@ from recipes.data import Bytes, corrupted, in_order
 from recipes.evaluation import accuracy, mean_probability, ood_auroc, predict
 from tests.recipes._tiny_data import write_packed
 
+# Of networks that learned nothing, on thirty images of noise.
+pytestmark = pytest.mark.filterwarnings("ignore:The NLL on .* has no lowest point")
+
 SIZE = [f"--set={each}" for each in ("classes=none", "images=none", "depth=10", "width=1", "epochs=2", "batch_size=32")]
 ROWS = {
     "table2/single-dense": SIZE,

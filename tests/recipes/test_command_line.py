@@ -21,7 +21,7 @@ from recipes._settings import Settings, prepare_folder
         (["demo", "--sparsity", "1.0"], "sparsity must lie between 0 and 1, got 1.0"),
         (["demo", "--sparsity", "nan"], "sparsity must lie between 0 and 1, got nan"),
         (["dmeo"], "unknown command 'dmeo'. Did you mean 'demo'?"),
-        (["xyz"], "unknown command 'xyz'. Commands: demo, list, show, run, table, plot."),
+        (["xyz"], "unknown command 'xyz'. Commands: demo, list, show, run, evaluate, table, plot."),
     ],
 )
 def test_bad_values_say_what_is_wrong(
