@@ -37,7 +37,7 @@ def test_table_of_what_is_there(tmp_path: Path) -> None:
         (folder / RESULT).write_text(json.dumps(result))
     lines = study.table("text", tmp_path).splitlines()
     assert lines[2] == "| single dense | 1 | 20.00 | 20.00 | - | 1.00x | 1.00x | 29.06 |"
-    assert lines[3] == "| full ensemble (M=3) | 0 | - | - | - | - | - | - |"
+    assert lines[3] == "| full ensemble (M=2) | 0 | - | - | - | - | - | - |"
     assert lines[4] == "| TreeNet (M=3) | 1 | 18.00 | 18.00 | - | 2.50x | 2.50x | 26.46 |"
     assert lines[-1] == "2 runs, 1.0 hours of training."
 
