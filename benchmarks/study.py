@@ -22,7 +22,7 @@ from recipes.training import TrainingError, locked, read_json
 
 TREE = ("split=1", "total=True")
 SCALE = ("images=None", "validation=0", "depth=10", "precision=bf16", "channels_last=True")
-HALF, LONG = "epochs=*.5", "epochs=*.9"
+HALF, LONG, LATE = "epochs=*.5", "epochs=*.9", "drops=(.5,.75)"
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ STUDIES: dict[str, tuple[Entry, ...]] = {
         _images("NFE (M=3)", "nfe-m3", "at=('stages.0.0','stages.1.0')"),
         _images("TreeNet, mean of the losses", "treenet-m3", "split=1"),
         _images("single dense, 27 epochs", "single-dense", length=LONG),
+        _images("single dense, drops at 1/2 and 3/4", "single-dense", LATE),
+        _images("TreeNet, drops at 1/2 and 3/4", "treenet-m3", *TREE, LATE),
+        _images("full ensemble, drops at 1/2 and 3/4", "full-ensemble-m3", LATE),
+        _images("NeuroTrails, drops at 1/2 and 3/4", "neurotrails-m3-s0.8", *TREE, LATE),
     ),
     "text": (
         _text("single dense", "single-dense"),
