@@ -11,7 +11,7 @@ from sparsity.runtime._program import Ops
 CSR_DENSITY = 0.12
 """Density up to which torch's CSR product counts as faster than its dense one.
 
-Measured on a Zen 4 core, they are level at .09 (768 x 768) to .15 (2048 x 2048) for one row, at .22 to .27 for 256 rows.
+Measured on a Zen 4 core, they are level at .09 (768 x 768) to .15 (2048 x 2048) for one row, at .22 to .27 for 256.
 """
 
 
