@@ -71,8 +71,6 @@ STUDIES: dict[str, tuple[Entry, ...]] = {
         _images("single dense, 27 epochs", "single-dense", length=LONG),
         _images("single dense, drops at 1/2 and 3/4", "single-dense", LATE),
         _images("TreeNet, drops at 1/2 and 3/4", "treenet-m3", *TREE, LATE),
-        _images("full ensemble, drops at 1/2 and 3/4", "full-ensemble-m3", LATE),
-        _images("NeuroTrails, drops at 1/2 and 3/4", "neurotrails-m3-s0.8", *TREE, LATE),
     ),
     "text": (
         _text("single dense", "single-dense"),
