@@ -19,6 +19,8 @@ from recipes.data import (
     DataError,
     ImageData,
     Images,
+    StreamData,
+    TextData,
     Tokenizer,
     cifar_c,
     corrupted,
@@ -41,7 +43,6 @@ from recipes.evaluation import (
     run_tasks,
     write_run_report,
 )
-from recipes.rows import C4, ImageSet, TextSet
 from recipes.training import Processes, TrainingError
 
 FEATURES_OF = 1000
@@ -114,22 +115,22 @@ def measure_more(
         DataError: Data are not there.
     """
     check_finished(choice, out, seed, state)
-    data = choice.recipe.data
-    material = data.load(data_root)
+    material = choice.recipe.data.load(data_root)
+    data = material.data
     net = restore(choice, material, out, seed, state).to(device)
     title = f"{choice.row.label}, seed {seed}"
     lead = f"{choice.title}: the {state} state, evaluated further."
     settings = [("run", command(choice)), ("torch", torch.__version__)]
-    if isinstance(data, ImageSet):
+    if isinstance(data, ImageData):
         _refuse(asked.tasks, "--tasks", "images")
-        known = _of_images(net, data.images_in(data_root), data_root, device, asked)
+        known = _of_images(net, data, data_root, device, asked)
     else:
         given = (*asked.corruptions, *asked.outside, *asked.modules, *(["--sketch"] if asked.sketch else []))
         _refuse(given, "--corruptions, --outside, --modules and --sketch", "text")
         batches = (x for x, _ in material.read("test", Processes(0, 1, device)))
         known = {
             "perplexity": {data.name: perplexity(net, batches)},
-            "costs": _tasks(net, data, data_root, asked),
+            "costs": _tasks(net, data, asked),
         }
     evidence = Evidence(title, lead, settings=settings, **known)
     return write_run_report(choice.folder(out, seed) / f"evaluation-{state}", evidence), evidence
@@ -188,10 +189,10 @@ def _outside(name: str, data: ImageData, root: Path, asked: Questions) -> Images
     return _first(other.test, asked.images)
 
 
-def _tasks(net: nn.Module, data: TextSet | C4, root: Path, asked: Questions) -> list[tuple[str, str]]:
+def _tasks(net: nn.Module, data: TextData | StreamData, asked: Questions) -> list[tuple[str, str]]:
     if not asked.tasks:
         return []
-    codec = _TextCodec(data.text_in(root).tokenizer)
+    codec = _TextCodec(data.tokenizer)
     options = {} if asked.limit is None else {"limit": asked.limit}
     found = run_tasks(harness_model(net, codec, max_length=data.length), asked.tasks, **options)
     return [(f"accuracy on {task}", f"{value:.4f}") for task, value in found.items()]

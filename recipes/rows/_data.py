@@ -34,6 +34,7 @@ class Material:
     """Data, ready for training and evaluation.
 
     Args:
+        data: What was loaded.
         outputs: Number of classes, or of tokens.
         channels: Channels of the images; 0 for text.
         example: Two inputs, to trace with.
@@ -42,6 +43,7 @@ class Material:
         has_validation: Whether there is a validation part.
     """
 
+    data: ImageData | TextData | StreamData
     outputs: int
     channels: int
     example: Tensor
@@ -75,7 +77,13 @@ class ImageSet:
         Raises:
             DataError: It is not there, or not what is asked for.
         """
-        data = self.images_in(root)
+        data = load_images(
+            self.name,
+            root or "data",
+            validation=self.validation,
+            classes=self.classes,
+            images=self.images,
+        )
         parts = {"train": data.train, "validation": data.validation, "test": data.test}
 
         def feed(batch_size: int, seed: int, processes: Processes, workers: int) -> Feed:
@@ -100,21 +108,7 @@ class ImageSet:
             )
 
         channels = data.example.shape[1]
-        return Material(data.classes, channels, data.example, feed, read, data.validation is not None)
-
-    def images_in(self, root: Path | None) -> ImageData:
-        """Load the images from a folder, as they are.
-
-        Raises:
-            DataError: They are not there, or not what is asked for.
-        """
-        return load_images(
-            self.name,
-            root or "data",
-            validation=self.validation,
-            classes=self.classes,
-            images=self.images,
-        )
+        return Material(data, data.classes, channels, data.example, feed, read, data.validation is not None)
 
 
 @dataclass(frozen=True)
@@ -142,17 +136,9 @@ class TextSet:
         Raises:
             DataError: It is not there, or not what is asked for.
         """
-        return _text(self.text_in(root))
-
-    def text_in(self, root: Path | None) -> TextData:
-        """Load the text from a folder, with its tokenizer.
-
-        Raises:
-            DataError: It is not there, or not what is asked for.
-        """
         data = load_text(self.name, root or "data", tokenizer=self.tokenizer, length=self.length, tokens=self.tokens)
         validation = Blocks(data.validation.tokens[: self.validation_tokens], self.length)
-        return dataclasses.replace(data, validation=validation)
+        return _text(dataclasses.replace(data, validation=validation))
 
 
 @dataclass(frozen=True)
@@ -173,21 +159,13 @@ class C4:
         Raises:
             DataError: It cannot be reached.
         """
-        return _text(self.text_in(root))
-
-    def text_in(self, root: Path | None) -> StreamData:
-        """Open the stream, with its tokenizer.
-
-        Raises:
-            DataError: It cannot be reached.
-        """
-        return load_c4(length=self.length)
+        return _text(load_c4(length=self.length))
 
 
 DataSet = ImageSet | TextSet | C4
 
 
-def _text(data: Any) -> Material:
+def _text(data: TextData | StreamData) -> Material:
     parts = {"validation": data.validation, "test": data.test}
 
     def feed(batch_size: int, seed: int, processes: Processes, workers: int) -> Feed:
@@ -196,4 +174,4 @@ def _text(data: Any) -> Material:
     def read(part: str, processes: Processes) -> Batches:
         return in_order(parts[part], 16, rank=processes.rank, world=processes.world, device=processes.device)
 
-    return Material(data.vocab, 0, data.example.to(torch.int64), feed, read, has_validation=True)
+    return Material(data, data.vocab, 0, data.example.to(torch.int64), feed, read, has_validation=True)

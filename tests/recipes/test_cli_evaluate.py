@@ -61,8 +61,9 @@ def test_a_run_is_measured_on_more(row: str, root: Path, tmp_path: Path, capsys:
 
     choice = Choice.of(row, "small", [change.removeprefix("--set=") for change in ROWS[row]])
     data: Any = choice.recipe.data
-    images = data.images_in(root)
-    net = restore(choice, data.load(root), tmp_path, 0, "last")
+    material = data.load(root)
+    images = material.data
+    net = restore(choice, material, tmp_path, 0, "last")
     clean = predict(net, in_order(images.test, prepare=images.prepare))
     assert accuracy(mean_probability(clean.logits), clean.labels) == first["metrics"]["last"]["accuracy_prob"]
     spoilt = predict(net, in_order(corrupted(images.test, "fog", 5), prepare=images.prepare))
@@ -70,7 +71,7 @@ def test_a_run_is_measured_on_more(row: str, root: Path, tmp_path: Path, capsys:
     assert set(found["corruption"]) == {"contrast", "fog", "mean"}
     assert set(found["corruption"]["contrast"]) == {"1", "5"}
     # The other data set is measured as the network's own: with the statistics that it was trained with.
-    strange = type(data)("cifar10").images_in(root).test
+    strange = type(data)("cifar10").load(root).data.test
     outside = predict(net, in_order(strange, prepare=images.prepare)).logits
     auroc = ood_auroc(mean_probability(clean.logits), mean_probability(outside))
     assert found["ood"]["cifar10"]["max_probability"] == auroc
