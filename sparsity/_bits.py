@@ -30,6 +30,15 @@ def keep(tensor: Tensor, mask: Tensor) -> None:
         part.mul_(active)
 
 
+def fill(tensor: Tensor, places: Tensor, value: float = 0.0) -> None:
+    """Set ``tensor`` to ``value`` where ``places`` is True, in place."""
+    if value or tensor.device.type != "cpu" or tensor.itemsize not in _INTEGER:
+        tensor.masked_fill_(places, value)
+        return
+    for part, chosen in _pieces(_integers(tensor.detach()), places):
+        part.mul_(~chosen)
+
+
 def count(mask: Tensor) -> Tensor:
     """Return the number of True in a bool tensor, as a tensor on its device."""
     if mask.device.type != "cpu" or not mask.is_contiguous():

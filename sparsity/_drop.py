@@ -9,15 +9,15 @@ from torch import Tensor
 
 from sparsity._errors import EngineError
 from sparsity._layer import Layer, Score
-from sparsity._pointwise import pointwise
+from sparsity._pointwise import magnitude_of, pointwise
 
 SIGN = "sign"
 
 
-@pointwise
+@magnitude_of
 def magnitude(layer: Layer) -> Tensor:
     """Absolute value of each weight (Mocanu et al. 2018; Evci et al. 2020)."""
-    return layer.weight.abs()
+    return layer.weight
 
 
 def soft_magnitude(temperature: float = 3.0) -> Score:

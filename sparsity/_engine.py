@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from sparsity import _engine_state
 from sparsity._attachment import check, check_held, claim, innermost, release
+from sparsity._bits import fill
 from sparsity._closure import closure_in, with_closure
 from sparsity._collection import Collection, has_gradient
 from sparsity._compact import states_of
@@ -326,7 +327,7 @@ class Engine:
         state = state_of(optimizer, parameter)
         for tensor in (parameter, parameter.grad):
             if tensor is not None:
-                local(tensor).masked_fill_(places.to(tensor.device), 0)
+                fill(local(tensor), places.to(tensor.device))
         clear(optimizer, parameter, places)
         self._warned = self._warned or warn_of_unclear(path, parameter, state, type(optimizer).__name__)
 

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from sparsity._errors import EngineError
 from sparsity._layer import Layer
-from sparsity._pointwise import pointwise
+from sparsity._pointwise import magnitude_of
 
 
-@pointwise
+@magnitude_of
 def gradient(layer: Layer) -> Tensor:
     """Absolute gradient of the loss, as if the weight were active (RigL, Evci et al. 2020)."""
-    return layer.dense_gradient().abs()
+    return layer.dense_gradient()
 
 
 def uniform(layer: Layer) -> Tensor:

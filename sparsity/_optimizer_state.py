@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsity._bits import fill
 from sparsity._errors import SparsityWarning
 from sparsity._sharded import local
 
@@ -33,7 +34,7 @@ def clear(optimizer: Optimizer, parameter: Tensor, places: Tensor) -> None:
     shape, places = local(parameter).shape, local(places)
     for name, tensor in state_of(optimizer, parameter).items():
         if isinstance(tensor, Tensor) and local(tensor).shape == shape and tensor.is_floating_point():
-            local(tensor).masked_fill_(places.to(tensor.device), first_value(optimizer, parameter, name))
+            fill(local(tensor), places.to(tensor.device), first_value(optimizer, parameter, name))
 
 
 def first_value(optimizer: Optimizer, parameter: Tensor, name: str) -> float:

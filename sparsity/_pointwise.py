@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from weakref import WeakSet
+import functools
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor
 
 from sparsity._layer import Layer, Score
+from sparsity._magnitudes import Magnitudes
 from sparsity._sharded import is_sharded
 from sparsity._smallest import Scores
 
 _known: WeakSet[Score] = WeakSet()
+_signed: WeakKeyDictionary[Score, Score] = WeakKeyDictionary()
 
 
 def pointwise(score: Score) -> Score:
@@ -21,20 +23,34 @@ def pointwise(score: Score) -> Score:
     return score
 
 
-def scores(layer: Layer, score: Score, then: Callable[[Tensor], Tensor] | None = None) -> Scores:
+def magnitude_of(tensor: Score) -> Score:
+    """Make a score of a function that returns one of a layer's tensors: the absolute value of each entry."""
+
+    @pointwise
+    @functools.wraps(tensor)
+    def score(layer: Layer) -> Tensor:
+        return tensor(layer).abs()
+
+    _signed[score] = tensor
+    return score
+
+
+def scores(layer: Layer, score: Score, largest: bool = False) -> Scores:
     """Return the scores of a layer, computed on demand where that is possible.
 
     Args:
         layer: The layer.
         score: Its score.
-        then: Applied to each score.
+        largest: Return the scores times -1, so that the largest are the smallest.
     """
-    function = score if then is None else lambda layer: then(score(layer))
+    function = (lambda layer: -score(layer)) if largest else score
     tensors = (layer.weight, layer.mask, layer.gradient, layer.masked_gradient)
     known = [tensor for tensor in tensors if tensor is not None]
     on_demand = score in _known and not any(map(is_sharded, known))
     if not on_demand or not all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in known):
         return function(layer)
+    if score in _signed:
+        return Magnitudes(_signed[score](layer).view(-1), largest)
 
     def cut(tensor: Tensor, part: slice) -> Tensor:
         return tensor.view(-1)[part]

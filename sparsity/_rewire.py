@@ -65,8 +65,8 @@ def per_layer(
     choices = []
     for layer, amount in zip(layers, amounts, strict=True):
         dropped = _lowest(layer, amount.drop, drop)
-        free = ~layer.mask | dropped if regrow else ~layer.mask
-        choices.append(Choice(dropped, _highest(layer, amount.grow, grow, free)))
+        taken = layer.mask ^ dropped if regrow else layer.mask
+        choices.append(Choice(dropped, _highest(layer, amount.grow, grow, taken)))
     return choices
 
 
@@ -85,9 +85,9 @@ def over_layers(
     dropped = grown = [torch.zeros_like(mask) for mask in active]
     if total.drop:
         dropped = smallest_of([scores(layer, drop) for layer in layers], total.drop, active)
-    free = [~mask | lost if regrow else ~mask for mask, lost in zip(active, dropped, strict=True)]
     if total.grow:
-        grown = smallest_of([scores(layer, grow, torch.neg) for layer in layers], total.grow, free)
+        taken = [mask ^ lost if regrow else mask for mask, lost in zip(active, dropped, strict=True)]
+        grown = smallest_of([scores(layer, grow, largest=True) for layer in layers], total.grow, taken, outside=True)
     return [Choice(lost, new) for lost, new in zip(dropped, grown, strict=True)]
 
 
@@ -96,5 +96,7 @@ def _lowest(layer: Layer, count: int, score: Score) -> Tensor:
     return smallest(scores(layer, score), count, layer.mask) if count else torch.zeros_like(layer.mask)
 
 
-def _highest(layer: Layer, count: int, score: Score, among: Tensor) -> Tensor:
-    return smallest(scores(layer, score, torch.neg), count, among) if count else torch.zeros_like(layer.mask)
+def _highest(layer: Layer, count: int, score: Score, taken: Tensor) -> Tensor:
+    if not count:
+        return torch.zeros_like(layer.mask)
+    return smallest(scores(layer, score, largest=True), count, taken, outside=True)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sparsity import _sharded_smallest
+from sparsity import _magnitudes, _sharded_smallest
 from sparsity._bits import count as count_true
 from sparsity._bits import slices
+from sparsity._magnitudes import Magnitudes
 from sparsity._sharded import is_sharded
 
 Read = Callable[[slice], Tensor]
@@ -20,7 +21,7 @@ _SAMPLES = 1 << 14
 _WORTH_SAMPLING = 1 << 17
 
 
-def smallest(score: Scores, count: int, among: Tensor) -> Tensor:
+def smallest(score: Scores, count: int, among: Tensor, *, outside: bool = False) -> Tensor:
     """Return a bool mask of the ``count`` entries of smallest ``score`` where ``among`` is True.
 
     Of equal scores the first in row-major order are taken, so that the result is exact and the same on every device.
@@ -31,24 +32,35 @@ def smallest(score: Scores, count: int, among: Tensor) -> Tensor:
             of one on the CPU, so that it is never there as a whole.
         count: At most the number of True in ``among``.
         among: Bool tensor of the same shape.
+        outside: Choose where ``among`` is False instead.
 
     Example:
         >>> smallest(torch.tensor([2.0, 1.0, 2.0, 0.0]), 2, torch.tensor([True, True, True, False]))
         tensor([ True,  True, False, False])
     """
-    return smallest_of([score], count, [among])[0]
+    return smallest_of([score], count, [among], outside=outside)[0]
 
 
-def smallest_of(scores: Sequence[Scores], count: int, among: Sequence[Tensor]) -> list[Tensor]:
+def smallest_of(
+    scores: Sequence[Scores], count: int, among: Sequence[Tensor], *, outside: bool = False
+) -> list[Tensor]:
     """Do as `smallest` with several tensors as if they were one; of equal scores those of earlier tensors are taken.
 
     Args:
         scores: Not NaN where ``among`` is True; of one dtype.
         count: At most the number of True in all of ``among``.
         among: Bool tensors of the same shapes.
+        outside: Choose where ``among`` is False instead.
     """
     if count == 0:
         return [torch.zeros_like(each) for each in among]
+    large = sum(each.numel() for each in among) >= _WORTH_SAMPLING
+    if large and all(isinstance(each, Magnitudes) for each in scores):
+        chosen = _magnitudes.smallest_of(scores, count, [each.reshape(-1) for each in among], outside)  # pyright: ignore
+        if chosen is not None:
+            return [one.view(each.shape) for one, each in zip(chosen, among, strict=True)]
+    if outside:
+        among = [~each for each in among]
     if any(map(is_sharded, among)):
         return _sharded_smallest.smallest_of([_computed(each) for each in scores], count, among)
     # Row-major views; those that are laid out otherwise are copied.

@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _build_all(isas: Sequence[str], directory: Path) -> int:
     for isa in isas:
-        path = _build.build_ahead(isa, directory)
-        print(f"{isa}: {path} ({path.stat().st_size / 1024:.0f} KiB)")
+        for source in (_build.KERNELS, _build.SELECTION):
+            path = _build.build_ahead(isa, directory, source)
+            print(f"{isa}: {path} ({path.stat().st_size / 1024:.0f} KiB)")
     return 0
 
 

@@ -21,11 +21,12 @@ from sparsity.runtime._cpu import ISA_FLAGS
 SOURCES = Path(__file__).parent / "kernels"
 PREBUILT = Path(__file__).parent / "prebuilt"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
+KERNELS, SELECTION = "kernels", "selection"  # source files, each a library of its own
 _DIGEST_BYTES = 32  # a file ends with the SHA-256 of what comes before: a damaged one is never loaded
 
 
-def library_path(isa: str) -> Path:
-    """Return the shared library for an instruction set, from the package, the cache or a fresh build.
+def library_path(isa: str, source: str = KERNELS) -> Path:
+    """Return the shared library of a source file for an instruction set, from the package, the cache or a fresh build.
 
     The cache is ``SPARSITY_CACHE_DIR``, else ``XDG_CACHE_HOME/fxsplit``, else ``~/.cache/fxsplit``. A file's name
     holds a hash of the sources, the compiler and the flags; it is replaced atomically, so processes may build at once.
@@ -33,33 +34,33 @@ def library_path(isa: str) -> Path:
     Raises:
         BuildError: there is no C++ compiler, or it fails.
     """
-    prebuilt = PREBUILT / _prebuilt_name(isa)
+    prebuilt = PREBUILT / _prebuilt_name(isa, source)
     if _intact(prebuilt):
         return prebuilt
     compiler = find_compiler()
-    name = _cached_name(isa, compiler)
+    name = _cached_name(isa, source, compiler)
     with contextlib.suppress(OSError):
         cached = cache_directory() / name
         if not _intact(cached):
             cached.parent.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, isa, cached)
+            _compile(compiler, isa, source, cached)
         return cached
     spare = _spare_dir() / name
     if not _intact(spare):
-        _compile(compiler, isa, spare)
+        _compile(compiler, isa, source, spare)
     return spare
 
 
-def built(isa: str) -> Path | None:
+def built(isa: str, source: str = KERNELS) -> Path | None:
     """Return the library that lies ready for an instruction set, in the package or the cache; None if there is none."""
-    ready = [PREBUILT / _prebuilt_name(isa)]
+    ready = [PREBUILT / _prebuilt_name(isa, source)]
     with contextlib.suppress(BuildError):
-        ready.append(cache_directory() / _cached_name(isa, find_compiler()))
+        ready.append(cache_directory() / _cached_name(isa, source, find_compiler()))
     return next((path for path in ready if _intact(path)), None)
 
 
-def build_ahead(isa: str, directory: Path = PREBUILT) -> Path:
-    """Build the library for an instruction set into a directory, by default the package's own, and return its path.
+def build_ahead(isa: str, directory: Path = PREBUILT, source: str = KERNELS) -> Path:
+    """Build a library for an instruction set into a directory, by default the package's own, and return its path.
 
     What lies in the package is preferred to the cache, needs no compiler, and goes into wheels built from then on.
 
@@ -68,8 +69,8 @@ def build_ahead(isa: str, directory: Path = PREBUILT) -> Path:
         OSError: the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    target = directory / _prebuilt_name(isa)
-    _compile(find_compiler(), isa, target)
+    target = directory / _prebuilt_name(isa, source)
+    _compile(find_compiler(), isa, source, target)
     return target
 
 
@@ -101,10 +102,10 @@ def library_key(isa: str) -> str:
     return _hash(_sources(), _flags_key(isa))
 
 
-def _compile(compiler: tuple[str, ...], isa: str, target: Path) -> None:
+def _compile(compiler: tuple[str, ...], isa: str, source: str, target: Path) -> None:
     with _temporary_file(target.parent) as out:
         flags = (*FLAGS, *ISA_FLAGS[isa])
-        command = [*compiler, *flags, str(SOURCES / "kernels.cpp"), "-o", str(out)]
+        command = [*compiler, *flags, str(SOURCES / f"{source}.cpp"), "-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"the C++ compiler failed ({shlex.join(command)}):\n{done.stderr[-2000:]}")
@@ -163,12 +164,12 @@ def _flags_key(isa: str) -> bytes:
     return "\0".join((*FLAGS, *ISA_FLAGS[isa], platform.machine(), platform.system())).encode()
 
 
-def _prebuilt_name(isa: str) -> str:
-    return f"kernels-{isa}-{library_key(isa)}.so"
+def _prebuilt_name(isa: str, source: str) -> str:
+    return f"{source}-{isa}-{library_key(isa)}.so"
 
 
-def _cached_name(isa: str, compiler: tuple[str, ...]) -> str:
-    return f"kernels-{isa}-{_hash(_sources(), _identity(compiler).encode(), _flags_key(isa))}.so"
+def _cached_name(isa: str, source: str, compiler: tuple[str, ...]) -> str:
+    return f"{source}-{isa}-{_hash(_sources(), _identity(compiler).encode(), _flags_key(isa))}.so"
 
 
 def _hash(*parts: bytes) -> str:

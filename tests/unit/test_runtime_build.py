@@ -86,9 +86,10 @@ def test_name_depends_on_isa_sources_flags_and_compiler(
     monkeypatch.setattr(_build, "_sources", lambda: b"other")
     names.add(_build.library_path("portable").name)
     monkeypatch.setenv("CXX", "g++ -DOTHER")
-    monkeypatch.setattr(_build, "_compile", lambda compiler, isa, target: target.touch())
+    monkeypatch.setattr(_build, "_compile", lambda compiler, isa, source, target: target.touch())
     names.add(_build.library_path("portable").name)
-    assert len(names) == 5
+    names.add(_build.library_path("portable", _build.SELECTION).name)
+    assert len(names) == 6
 
 
 def test_unwritable_cache_warns_once_and_builds_elsewhere(
@@ -156,7 +157,10 @@ def test_prebuilt_library_needs_no_compiler(
     assert "portable:" in capsys.readouterr().out
     monkeypatch.setattr(_build, "PREBUILT", directory)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert _build.library_path("portable").parent == directory
+    for source, prefix in ((_build.KERNELS, "kernels-portable"), (_build.SELECTION, "selection-portable")):
+        path = _build.library_path("portable", source)
+        assert path.parent == directory
+        assert path.name.startswith(prefix)
     assert not cache.exists()
 
 

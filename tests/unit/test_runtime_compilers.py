@@ -15,6 +15,7 @@ from sparsity.runtime._cpu import ISA_FLAGS, known_isas, supported_isas
 pytestmark = pytest.mark.slow
 
 CHECK = Path(__file__).with_name("_kernels_check.cpp")
+SELECTION_CHECK = Path(__file__).with_name("_selection_check.cpp")
 PROGRAM_FLAGS = tuple(flag for flag in FLAGS if flag not in ("-fPIC", "-shared"))
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "portable": 16}
 
@@ -26,11 +27,17 @@ def tool(name: str, package: str) -> str:
     return found
 
 
-def check(compiler: str, flags: tuple[str, ...], program: Path, *runner: str) -> int:
-    """Compile without a warning and run; the width of vectors in bytes."""
-    command = [compiler, *PROGRAM_FLAGS, "-Wall", "-Wextra", "-Werror", *flags, f"-I{SOURCES}", str(CHECK)]
+def say(source: Path, compiler: str, flags: tuple[str, ...], program: Path, *runner: str) -> str:
+    """Compile without a warning and run; what is printed."""
+    command = [compiler, *PROGRAM_FLAGS, "-Wall", "-Wextra", "-Werror", *flags, f"-I{SOURCES}", str(source)]
     subprocess.run([*command, "-o", str(program)], check=True)
-    said = subprocess.run([*runner, str(program)], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([*runner, str(program)], check=True, capture_output=True, text=True).stdout
+
+
+def check(compiler: str, flags: tuple[str, ...], program: Path, *runner: str) -> int:
+    """Check both sources; the width of vectors in bytes."""
+    assert say(SELECTION_CHECK, compiler, flags, program, *runner) == "48 cases equal\n"
+    said = say(CHECK, compiler, flags, program, *runner)
     found = re.fullmatch(r"(\d+)-byte vectors, 72 cases, largest relative error \S+\n", said)
     assert found, said
     return int(found[1])

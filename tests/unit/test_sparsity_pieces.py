@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsity import Amount, Layer, drop, grow, over_layers, per_layer
-from sparsity._bits import PIECE, count, keep, kept
+from sparsity._bits import PIECE, count, fill, keep, kept
 
 SIZES = [1, 7, 8 * 128 - 1, 8 * 128, PIECE - 1, PIECE, PIECE + 3, 2 * PIECE + 1000]
 
@@ -34,6 +34,22 @@ def test_zeros_where_masked(size: int, dtype: torch.dtype) -> None:
     assert not tensor[~mask].signbit().any()
 
 
+@pytest.mark.parametrize("value", [0.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES)
+def test_filled_at_places(size: int, dtype: torch.dtype, value: float) -> None:
+    tensor, places = drawn(size).to(dtype), drawn(size, 1) > 0
+    tensor[::5] = torch.inf
+    tensor[1::5] = torch.nan
+    expected = tensor.clone()
+    expected[places] = value
+    version = tensor._version
+    fill(tensor, places, value)
+    assert torch.equal(tensor.nan_to_num(7), expected.nan_to_num(7))
+    assert not tensor[places].signbit().any()
+    assert tensor._version > version  # autograd has to know
+
+
 def test_zeros_in_other_layouts() -> None:
     rows = PIECE // 100
     tensor, mask = drawn(rows * 200).view(200, rows), (drawn(rows * 200, 1) > 0).view(200, rows)
@@ -47,6 +63,9 @@ def test_zeros_in_other_layouts() -> None:
         mended = one.clone()
         keep(mended, other)
         assert torch.equal(mended, expected)
+        filled = one.clone()
+        fill(filled, ~other)
+        assert torch.equal(filled, expected)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -37,12 +37,8 @@ static auto guarded(Call call, decltype(call()) failed) noexcept {
 extern "C" {
 int sparsity_version() { return 1; }
 int sparsity_vector_bytes() { return VECTOR_BYTES; }
-// Addresses of GOMP_parallel, omp_get_num_threads and omp_get_thread_num, in this order; all null for the own pool.
 void sparsity_use_openmp(void *parallel, void *num_threads, void *thread_num) {
-  watch_forks();
-  the_openmp = {reinterpret_cast<decltype(OpenMP::parallel)>(parallel),
-                reinterpret_cast<decltype(OpenMP::num_threads)>(num_threads),
-                reinterpret_cast<decltype(OpenMP::thread_num)>(thread_num)};
+  use_openmp(parallel, num_threads, thread_num);
 }
 
 Plan *plan_new() {

@@ -142,3 +142,11 @@ static inline void run_together(int threads, const std::function<void(int)> &wor
   }
   the_pool()->run(threads, work);
 }
+
+// Addresses of GOMP_parallel, omp_get_num_threads and omp_get_thread_num, in this order; all null for the own pool.
+static inline void use_openmp(void *parallel, void *num_threads, void *thread_num) {
+  watch_forks();
+  the_openmp = {reinterpret_cast<decltype(OpenMP::parallel)>(parallel),
+                reinterpret_cast<decltype(OpenMP::num_threads)>(num_threads),
+                reinterpret_cast<decltype(OpenMP::thread_num)>(thread_num)};
+}

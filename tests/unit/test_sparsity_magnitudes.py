@@ -1,0 +1,143 @@
+"""The compiled selection by magnitude: against a stable sort, in all orders, and where it leaves the work to torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsity
+from sparsity import Layer, _magnitudes, per_layer
+from sparsity._magnitudes import Magnitudes
+from sparsity._rewire import Scope
+from sparsity._smallest import smallest, smallest_of
+from sparsity.runtime import _build, _cpu
+
+SIZE = 300_001
+SAMPLED = SIZE // (1 << 15) | 1
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def random(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+VALUES: dict[str, Callable[[], Tensor]] = {
+    "bell": lambda: torch.randn(SIZE, generator=random()),
+    "ties": lambda: torch.randint(-9, 10, (SIZE,), generator=random()).float(),
+    "zeros of both signs": lambda: torch.randn(SIZE, generator=random()).mul(0.4).round(),
+    "equal": lambda: torch.full((SIZE,), -2.0),
+    "sorted": lambda: torch.arange(SIZE).float(),
+    "wide": lambda: torch.randn(SIZE, generator=random()).mul(20).exp(),
+    "infinite": lambda: torch.randn(SIZE, generator=random()).mul(20).exp().reciprocal().masked_fill(
+        torch.rand(SIZE, generator=random(1)) < 0.3, -torch.inf
+    ),
+    "what is sampled is larger": lambda: torch.where(torch.arange(SIZE) % SAMPLED == 0, 5.0, 0.0)
+    + torch.rand(SIZE, generator=random()),
+}  # fmt: skip
+
+
+def expected(vectors: list[Tensor], count: int, among: list[Tensor], largest: bool) -> list[Tensor]:
+    sizes = torch.cat(vectors).abs().double()
+    order = torch.where(torch.cat(among), -sizes if largest else sizes, torch.nan).sort(stable=True).indices
+    chosen = torch.zeros(len(sizes), dtype=torch.bool)
+    chosen[order[:count]] = True
+    return list(chosen.split([len(vector) for vector in vectors]))
+
+
+@pytest.mark.parametrize("share", [1e-5, 0.04, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("kind", VALUES)
+def test_as_by_sorting(kind: str, largest: bool, share: float) -> None:
+    vector, mask = VALUES[kind](), torch.rand(SIZE, generator=random(2)) < 0.2
+    for outside in (False, True):
+        among = ~mask if outside else mask
+        count = max(1, round(share * int(among.sum())))
+        [wanted] = expected([vector], count, [among], largest)
+        assert torch.equal(smallest(Magnitudes(vector, largest), count, mask, outside=outside), wanted)
+        found = _magnitudes.smallest_of([Magnitudes(vector, largest)], count, [mask], outside)
+        if kind == "bell":
+            assert found is not None
+        assert found is None or torch.equal(found[0], wanted)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_several_tensors_as_one(outside: bool) -> None:
+    vectors = [VALUES["ties"]()[:size] for size in (1, 63, 64, 65, SIZE, 0, 16384, 16385, 7)]
+    masks = [torch.rand(len(vector), generator=random(3)) < 0.4 for vector in vectors]
+    among = [~mask if outside else mask for mask in masks]
+    # A third, a threshold inside the last tensor's ties, and all but one.
+    total = sum(int(each.sum()) for each in among)
+    for count in (total // 3, total - 5, total - 1):
+        chosen = smallest_of([Magnitudes(vector) for vector in vectors], count, masks, outside=outside)
+        assert all(map(torch.equal, chosen, expected(vectors, count, among, False)))
+
+
+def test_what_it_leaves_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector, mask = VALUES["bell"](), torch.rand(SIZE, generator=random(2)) < 0.2
+    every = int(mask.sum())
+
+    def found(vector: Tensor, mask: Tensor = mask, count: int = 100) -> list[Tensor] | None:
+        return _magnitudes.smallest_of([Magnitudes(vector)], count, [mask], False)
+
+    assert found(vector) is not None
+    assert found(vector, count=every) is not None
+    assert found(vector, count=every + 1) is None
+    assert found(vector.double()) is None
+    assert found(vector.bfloat16()) is None
+    assert found(torch.stack([vector, vector], 1)[:, 0]) is None
+    assert found(VALUES["equal"](), torch.ones(SIZE, dtype=torch.bool)) is None
+    assert found(VALUES["what is sampled is larger"](), torch.ones(SIZE, dtype=torch.bool), SIZE // 2) is None
+    monkeypatch.setattr(_magnitudes, "_library", lambda: None)
+    assert found(vector) is None
+
+
+def layers() -> list[Layer]:
+    made = []
+    for number, rows in enumerate((30, 300, 1400)):
+        weight, gradient = (torch.randn(rows, 500, generator=random(seed)) for seed in (number, number + 10))
+        mask = torch.rand(rows, 500, generator=random(number + 20)) < 0.3
+        made.append(Layer(str(number), weight * mask, mask, gradient, torch.Generator()))
+    return made
+
+
+@pytest.mark.parametrize("regrow", [False, True])
+@pytest.mark.parametrize("scope", [per_layer, sparsity.over_layers])
+def test_an_update_is_the_same_without_a_compiler(scope: Scope, regrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    amounts = [sparsity.Amount(count) for count in (1000, 20_000, 60_000)]
+    used = []
+    kernel = _magnitudes.smallest_of
+    monkeypatch.setattr(_magnitudes, "smallest_of", lambda *given: used.append(kernel(*given)) or used[-1])
+    with_kernel = scope(layers(), amounts, sparsity.drop.magnitude, sparsity.grow.gradient, regrow)
+    assert used
+    assert None not in used
+
+    def no_compiler(*_: str) -> None:
+        raise sparsity.BuildError("no C++ compiler")
+
+    monkeypatch.setattr(_build, "library_path", no_compiler)
+    monkeypatch.setattr(_magnitudes, "_library", _magnitudes._library.__wrapped__)
+    without = scope(layers(), amounts, sparsity.drop.magnitude, sparsity.grow.gradient, regrow)
+    assert used[-1] is None
+    for one, other in zip(with_kernel, without, strict=True):
+        assert torch.equal(one.drop, other.drop)
+        assert torch.equal(one.grow, other.grow)
+
+
+@pytest.mark.parametrize("isa", _cpu.supported_isas())
+def test_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSITY_ISA", isa)
+    monkeypatch.setattr(_magnitudes, "_library", _magnitudes._library.__wrapped__)
+    vector, mask = VALUES["bell"](), torch.rand(SIZE, generator=random(2)) < 0.2
+    found = _magnitudes.smallest_of([Magnitudes(vector)], 9000, [mask], False)
+    assert found is not None
+    assert torch.equal(found[0], expected([vector], 9000, [mask], False)[0])
