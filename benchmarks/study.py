@@ -1,7 +1,8 @@
 """The study of the README: ``python -m benchmarks.study run images --data-root DIR``, then ``table images``.
 
 images: CIFAR-100's first 20 classes, all 10,000 training images of them, WRN10-2, the nine methods of Table 2 with the
-paper's schedules at a seventeenth of their length; seeds 0, 1, 2 of the four main rows, one of the others.
+paper's schedules at a seventeenth of their length; then the four main rows with a rate that drops at 1/2 and 3/4 of the
+training instead ("late drops"); seeds 0, 1, 2 of the four main rows, one of the others.
 text: WikiText-2, a Llama of 6 layers and 128 hidden states, the four systems of Table 4 (of the ensemble two networks,
 which cost about as much as the others), 2000 steps of 32 x 128 tokens; one seed.
 Runs go one after the other and are skipped where they are finished; several such commands may run side by side.
@@ -69,8 +70,13 @@ STUDIES: dict[str, tuple[Entry, ...]] = {
         _images("NFE (M=3)", "nfe-m3", "at=('stages.0.0','stages.1.0')"),
         _images("TreeNet, mean of the losses", "treenet-m3", "split=1"),
         _images("single dense, 27 epochs", "single-dense", length=LONG),
-        _images("single dense, drops at 1/2 and 3/4", "single-dense", LATE),
-        _images("TreeNet, drops at 1/2 and 3/4", "treenet-m3", *TREE, LATE),
+        _images("single dense, late drops", "single-dense", LATE, seeds=3),
+        _images("full ensemble (M=3), late drops", "full-ensemble-m3", LATE, seeds=3),
+        _images("TreeNet (M=3), late drops", "treenet-m3", *TREE, LATE, seeds=3),
+        _images("NeuroTrails (M=3, S=.8), late drops", "neurotrails-m3-s0.8", *TREE, LATE, seeds=3),
+        _images("single dense, 27 epochs, late drops", "single-dense", LATE, length=LONG),
+        _images("full ensemble, 27 epochs, late drops", "full-ensemble-m3", LATE, length=LONG),
+        _images("NeuroTrails, 15 epochs, late drops", "neurotrails-m3-s0.8", *TREE, LATE, length="epochs=15"),
     ),
     "text": (
         _text("single dense", "single-dense"),

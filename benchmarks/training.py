@@ -5,8 +5,9 @@ fetch a number for each), and over reading weights and gradients once, the least
 how much longer an optimizer step with an update takes: choice, checks, counts, zeroing weights, gradients and states.
 soft: drawing what soft magnitude drops from a tensor of 24.6M weights.
 step: a training step of a masked net over one of the same net without masks, WRN28-10 with three heads at batch 128 on
-8 x 8 pixels and a Llama of 38M at batch 8 x 256: with AdamW as it is, with the fused one on both sides, with states of
-active weights only, and compiled. root: the square root of a tensor with zeros over one without, which AdamW takes.
+8 x 8 and 16 x 16 pixels and a Llama of 38M at batch 8 x 256: with AdamW as it is, with the fused one on both sides,
+with states of active weights only, and compiled.
+root: the square root of a tensor with zeros over one without, which AdamW takes.
 memory: peak resident memory of a process that makes three such steps, over that without masks.
 Rivals are interleaved and medians taken; memory is measured in processes of their own. All on the CPU.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import statistics
 import subprocess
@@ -36,12 +38,13 @@ KINDS = ("dense", "masked")
 Step = Callable[[], None]
 
 
-def wide_resnet() -> tuple[nn.Module, Callable[[], tuple[Any, Tensor]]]:
-    """WRN28-10 with three heads and a batch of small images."""
+def wide_resnet(pixels: int = 8) -> tuple[nn.Module, Callable[[], tuple[Any, Tensor]]]:
+    """WRN28-10 with three heads and a batch of small images, of a height and width in pixels."""
     from recipes.wide_resnet import WRN
 
-    net = fxsplit.split(fxsplit.trace(WRN(28, 10, 100), torch.randn(2, 3, 8, 8)), 1 / 3, heads=HEADS)
-    return net, lambda: ((torch.randn(128, 3, 8, 8),), torch.randint(100, (128,)))
+    example = torch.randn(2, 3, pixels, pixels)
+    net = fxsplit.split(fxsplit.trace(WRN(28, 10, 100), example), 1 / 3, heads=HEADS)
+    return net, lambda: ((torch.randn(128, 3, pixels, pixels),), torch.randint(100, (128,)))
 
 
 def llama() -> tuple[nn.Module, Callable[[], tuple[Any, Tensor]]]:
@@ -60,7 +63,11 @@ def llama() -> tuple[nn.Module, Callable[[], tuple[Any, Tensor]]]:
     return net, batch
 
 
-MODELS = {"WRN28-10 M=3": wide_resnet, "Llama 38M M=3": llama}
+MODELS = {
+    "WRN28-10 M=3, 8 x 8 pixels": wide_resnet,
+    "WRN28-10 M=3, 16 x 16 pixels": functools.partial(wide_resnet, 16),
+    "Llama 38M M=3": llama,
+}
 
 
 def median_seconds(repeat: int, **rivals: Callable[[], object]) -> dict[str, float]:

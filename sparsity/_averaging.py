@@ -14,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from sparsity._errors import MaskError
 from sparsity._masks import Mask, Masks, masked_sites, masks_of, unwrap
+from sparsity._sharded import is_sharded, local
+from sparsity._sharding import shard_masks
 
 
 def follow(average: nn.Module, model: nn.Module) -> Masks:
@@ -29,6 +31,9 @@ def follow(average: nn.Module, model: nn.Module) -> Masks:
     averages start at the model's first weights. It is an average over the weight's present life with the usual lag, not
     corrected for it; the lag fades as the average's memory does. So let updates end (``until``) well before training
     does, or start averaging after them.
+
+    Under FSDP2 the average is a second model, sharded alike (such models refuse deep copies), whose parameters the loop
+    averages; to be called in all processes.
 
     The copy can be saved, loaded, folded, compiled and exported as any model with masks, and its BatchNorm updated
     (``update_bn``). Following ends when the copy or the model is folded or gone.
@@ -66,6 +71,8 @@ def follow(average: nn.Module, model: nn.Module) -> Masks:
             "This AveragedModel averages buffers equally, but torch can't subtract masks, which are bool. Make it with "
             "avg_fn=sparsity.equal_average, which copies what is not floating-point, or with use_buffers=False."
         )
+    shard_masks(average)
+    shard_masks(model)
     pairs = _pairs(average, model)
     for pair in pairs:
         pair.sync()
@@ -109,8 +116,14 @@ class _Site:
 
     @property
     def weight(self) -> Tensor:
-        """The stored weight."""
-        return self._chain().original.detach()  # pyright: ignore
+        """The stored weight, of a sharded one what this process has."""
+        sharded = self.holder.sharded
+        return local(self._chain().original if sharded is None else sharded.parameter).detach()  # pyright: ignore
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask, of a sharded one what this process has."""
+        return local(self.holder.mask)
 
     @property
     def alive(self) -> bool:
@@ -134,14 +147,14 @@ class _Pair:
     def changed(self) -> bool:
         """Tell whether the source's mask was written to since `sync`, without looking at its values."""
         mask, version = self._seen
-        return mask is None or mask is not self._source.holder.mask or mask._version != version
+        return mask is None or mask is not self._source.mask or mask._version != version
 
     @torch.no_grad()
     def sync(self) -> None:
         """Take over the source's mask, forget what was dropped, and start what was grown."""
-        source = self._source.holder.mask
+        source = self._source.mask
         self._seen = source, source._version
-        mask, weight = self.twin.holder.mask, self.twin.weight
+        mask, weight = self.twin.mask, self.twin.weight
         new = source.to(mask.device)
         start = torch.where(new, self._source.weight.to(weight), 0)
         weight.copy_(torch.where(mask & new, weight, start))
@@ -184,6 +197,11 @@ def _pairs(average: nn.Module, model: nn.Module) -> list[_Pair]:
             raise MaskError(
                 f"The average is no copy of the model: it has the masked weight {twin.path!r} of {tuple(one)} where "
                 f"{expected!r} of {tuple(other)} was expected."
+            )
+        if is_sharded(twin.holder.mask) != is_sharded(source.holder.mask):
+            raise MaskError(
+                f"Of the average and the model only one is sharded (weight {source.path!r}). fully_shard both alike: "
+                "the average takes over each process's part."
             )
     if len(twins) != len(sources):
         raise MaskError(f"The average has {len(twins)} masked weights, but the model {len(sources)}.")

@@ -21,7 +21,7 @@ import sparsity
 from sparsity import Layer, Rule, SparsityError, SparsityWarning
 from sparsity._distributed import digests
 from sparsity._smallest import smallest_of
-from tests.unit._fsdp import PATHS, Run, assert_like_one_process, batch, network, shard, whole
+from tests.unit._fsdp import PATHS, STEPS, Run, assert_like_one_process, batch, network, shard, whole
 from tests.unit._ranks import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # of DCP in one process
@@ -175,6 +175,27 @@ def partly_trained(rank: int, ranks: int) -> dict[str, Any]:
         trained.net[1].requires_grad_(True)
         result = trained.steps().result()
     return {**result, "text": str(history)}
+
+
+def averaged(rank: int, ranks: int) -> dict[str, Any]:
+    """A second model, sharded alike, averages the weights and follows the masks."""
+    average: Any = network()
+    if ranks > 1:
+        shard(average)
+    trained = Run("rigl", rank, ranks)
+    followed = sparsity.follow(average, trained.net)
+    for stop in range(1, STEPS + 1):
+        trained.steps(stop)
+        with torch.no_grad():
+            for mean, parameter in zip(average.parameters(), trained.net.parameters(), strict=True):
+                mean.lerp_(parameter, 0.3)
+    own = [whole(weight.parameter) for weight in followed.weights.values()]
+    return {
+        "same masks": [torch.equal(whole(mask), whole(trained.engine.masks[path])) for path, mask in followed.items()],
+        "zeros": [bool((value[~whole(mask)] == 0).all()) for value, mask in zip(own, followed.values(), strict=True)],
+        "weights": own,
+        "alone": message(lambda: sparsity.follow(network(), trained.net)) if ranks > 1 else "",
+    }
 
 
 def remembering(net: nn.Module, optimizer: Any, memory: dict[str, Any]) -> sparsity.Engine:
@@ -386,6 +407,7 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
         "full states": full_states(rank),
         "compiled": compiled(rank, 2),
         "partly trained": partly_trained(rank, 2),
+        "averaged": averaged(rank, 2),
         "lost": lost(rank, folder),
         "refused": refused(rank),
         "scaled": scaled(rank),
@@ -465,6 +487,15 @@ def test_like_one_process(name: str, train: Any, pair: list[dict[str, Any]]) -> 
     one = train(0, 1)
     assert_like_one_process([results[name] for results in pair], one)
     assert all(results[name].get("text") == one.get("text") for results in pair)
+
+
+def test_an_average_follows(pair: list[dict[str, Any]]) -> None:
+    one = averaged(0, 1)
+    for found in (one, *(results["averaged"] for results in pair)):
+        assert found["same masks"] == found["zeros"] == [True] * len(PATHS)
+        for value, expected in zip(found["weights"], one["weights"], strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)
+    assert "only one is sharded (weight '0.0.weight')" in pair[0]["averaged"]["alone"]
 
 
 def test_a_first_step_of_rate_zero_counts() -> None:
