@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
@@ -59,7 +59,12 @@ def innermost(optimizer: Any) -> Optimizer:
         found = (getattr(optimizer, name, None) for name in _INSIDE)
         inside = next((each for each in found if isinstance(each, Optimizer) and each is not optimizer), None)
     if not isinstance(optimizer, Optimizer):
-        raise EngineError(f"Expected a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+        hint = (
+            " With several optimizers make an engine for each, on the part of the model that it trains."
+            if isinstance(optimizer, Iterable)
+            else ""
+        )
+        raise EngineError(f"Expected a torch.optim.Optimizer, got {type(optimizer).__name__}.{hint}")
     return optimizer
 
 

@@ -20,17 +20,19 @@ from sparsity._collection import Collection, has_gradient
 from sparsity._compact import states_of
 from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
+from sparsity._initial import start_values
 from sparsity._layer import Layer
 from sparsity._nested import is_nested
 from sparsity._optimizer_state import clear, forget_curvature, state_of, warn_of_unclear
+from sparsity._pointwise import checked
 from sparsity._rehearsal import is_rehearsal
 from sparsity._report import Rewiring
-from sparsity._rewire import Choice
+from sparsity._rewire import Choice, check_amounts
 from sparsity._rule import Rule
 from sparsity._seed import seeded
 from sparsity._sharded import aligned, is_sharded, local
 from sparsity._sharding import shard_masks
-from sparsity._steps import StepCount, left_out
+from sparsity._steps import StepCount, left_out, unscaled
 from sparsity._survey import count, survey, warn_of_empty
 
 Callback = Callable[[Rewiring], None]
@@ -104,6 +106,7 @@ class Engine:
         self._group = group
         self._collection = Collection(self.masks.weights, group)
         self._memory: dict[str, dict[str, Tensor]] = {}
+        self._updated: int | None = None
         self._warned, self._rehearses = compact_state, False  # others than states of single weights are refused
         check(self.masks.weights, optimizer)
         if rule is not None and self.masks.structures:
@@ -174,6 +177,7 @@ class Engine:
             "seed": self._seed,
             "memory": memory,
             "collected": collected,
+            "masks": {path: list(mask.shape) for path, mask in self.masks.items()},
             "tensors": _engine_state.names(memory, collected),
         }
 
@@ -185,7 +189,7 @@ class Engine:
                 was saved with.
         """
         _engine_state.check(state, self.masks)
-        self._steps = StepCount(int(state["step"]))
+        self._steps, self._updated = StepCount(int(state["step"])), None
         self.skipped, self._seed = int(state["skipped"]), int(state["seed"])
         self._memory = {
             path: {name: aligned(value.clone(), self.masks[path]) for name, value in kept.items()}
@@ -215,7 +219,10 @@ class Engine:
         rule = self.rule
         self._states.settle(optimizer)
         self._rehearses = is_rehearsal(optimizer)
-        if self._rehearses or rule is None or not self._works_at(rule) or left_out(optimizer):
+        if self._rehearses:
+            return None
+        check_held(self.masks.weights, optimizer)
+        if rule is None or not self._works_at(rule) or left_out(optimizer):
             return None
         closure = closure_in(args, kwargs)
         if closure is None:
@@ -251,11 +258,17 @@ class Engine:
         if self.rule is not None and self.rule.dense and self._works_at(self.rule):
             self._collection.open()
 
-    @torch.no_grad()
     def _work(self, optimizer: Optimizer, rule: Rule) -> None:
-        """Observe and update, as the rule wants it in this step."""
+        try:
+            self._observe_and_update(optimizer, rule)
+        finally:
+            # After an exception, in here or in the optimizer, this step may be made again.
+            self._collect_if_due()
+
+    @torch.no_grad()
+    def _observe_and_update(self, optimizer: Optimizer, rule: Rule) -> None:
+        """Do what the rule wants in this step."""
         step = self.step
-        check_held(self.masks.weights, optimizer)
         dense = self._collection.take(step) if rule.dense else {}
         layers = [
             self._layer(optimizer, path, step, dense.get(path))
@@ -265,7 +278,7 @@ class Engine:
         if rule.observe is not None:
             for layer in layers:
                 rule.observe(layer)
-        if rule.due(step):
+        if rule.due(step) and step != self._updated:
             self._update(optimizer, rule, layers, step)
 
     def _layer(self, optimizer: Optimizer, path: str, step: int, dense: Tensor | None) -> Layer:
@@ -273,7 +286,8 @@ class Engine:
         parameter, state = weight.parameter, self._states.view(optimizer, weight)
         generator = seeded(mask.device, self._seed, path, step)
         memory = self._memory.setdefault(path, {})
-        return Layer(path, parameter.detach(), mask, dense, generator, parameter.grad, state, memory)
+        gradient = unscaled(optimizer, parameter.grad)
+        return Layer(path, parameter.detach(), mask, dense, generator, gradient, state, memory)
 
     def _update(self, optimizer: Optimizer, rule: Rule, layers: list[Layer], step: int) -> None:
         idle = set(self.masks) - {layer.path for layer in layers}
@@ -281,7 +295,7 @@ class Engine:
             unmoved = listed(path for path in self.masks if path in idle)
             text = f"No gradient in the step of an update, so these keep their masks: {unmoved}."
             warnings.warn(NoEffectWarning(text), stacklevel=3)
-        ripe = {layer.path: rule.ripe(layer) for layer in layers} if rule.ripe is not None else {}
+        ripe = {layer.path: checked(rule.ripe(layer), layer) for layer in layers} if rule.ripe is not None else {}
         active, due, finite = survey(layers, ripe)
         if not finite:
             self.skipped += 1
@@ -294,31 +308,28 @@ class Engine:
         ]
         drop = (lambda layer: ~ripe[layer.path]) if ripe else rule.drop
         choices = rule.scope(layers, amounts, drop, rule.grow, rule.regrow)
-        for layer, choice in zip(layers, choices, strict=True):
-            self._apply(optimizer, layer, choice, rule)
-        forget_curvature(optimizer)
-        self._report(rule, step, layers, choices, active)
-        self.check_processes()
-
-    def _apply(self, optimizer: Optimizer, layer: Layer, choice: Choice, rule: Rule) -> None:
-        # A weight that is dropped and grown again in one update stays as it is.
-        changed = local(choice.drop) ^ local(choice.grow)
-        start = rule.initial(layer) if rule.initial is not None else None
-        local(layer.mask).logical_xor_(changed)
-        self._clear(optimizer, layer.path, changed)
-        if start is not None:
-            weight, start = local(layer.weight), local(aligned(start, layer.weight))
-            weight.copy_(torch.where(changed & local(choice.grow), start, weight))
-
-    def _report(
-        self, rule: Rule, step: int, layers: list[Layer], choices: list[Choice], active: Mapping[str, int]
-    ) -> None:
         dropped, grown = count(layers, choices)
+        check_amounts(step, amounts, dropped, grown, rule.regrow)
+        starts = [start_values(rule.initial, layer, choice) for layer, choice in zip(layers, choices, strict=True)]
+        # Nothing has changed so far, and nothing below depends on what users wrote.
+        for layer, choice, start in zip(layers, choices, starts, strict=True):
+            self._apply(optimizer, layer, choice, start)
+        self._updated = step
+        forget_curvature(optimizer)
+        self.check_processes()
         self.last = Rewiring(step, rule.share(step), dropped, grown)
         empty = [path for path, number in active.items() if number and number - dropped[path] + grown[path] == 0]
         warn_of_empty(empty, f"the update at step {step}")
         for callback in self._callbacks:
             callback(self.last)
+
+    def _apply(self, optimizer: Optimizer, layer: Layer, choice: Choice, start: Tensor | None) -> None:
+        # A weight that is dropped and grown again in one update stays as it is.
+        changed = local(choice.drop) ^ local(choice.grow)
+        local(layer.mask).logical_xor_(changed)
+        self._clear(optimizer, layer.path, changed)
+        if start is not None:
+            local(layer.weight)[local(choice.grow) & ~local(choice.drop)] = start
 
     @torch.no_grad()
     def _clear(self, optimizer: Optimizer, path: str, places: Tensor) -> None:

@@ -12,7 +12,7 @@ from sparsity._errors import EngineError, listed
 from sparsity._masks import MaskedWeight
 
 Memory = Mapping[str, Mapping[str, Tensor]]
-FIELDS = ("step", "skipped", "seed", "memory", "collected", "tensors")
+FIELDS = ("step", "skipped", "seed", "memory", "collected", "masks", "tensors")
 
 
 def complete(
@@ -45,6 +45,14 @@ def check(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
     wrong = set(state) ^ set(FIELDS)
     if wrong:
         raise EngineError(f"Expected the state of an engine with {listed(FIELDS)}, but {listed(wrong)} differ.")
+    saved = {path: tuple(shape) for path, shape in state["masks"].items()}
+    own = {path: tuple(mask.shape) for path, mask in masks.items()}
+    path = next((path for path in {**own, **saved} if own.get(path) != saved.get(path)), None)
+    if path is not None:
+        raise EngineError(
+            f"The state is of an engine with other masks: that of {path!r} has the shape {saved.get(path)} there and "
+            f"{own.get(path)} here (None: no such mask). Load it into an engine on the model it was saved with."
+        )
     present = list(_tensors(state["memory"], state["collected"]))
     for _, path, value in present:
         if path not in masks or value.shape != masks[path].shape:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from sparsity._bits import kept
 
@@ -34,52 +36,67 @@ class DenseGradient:
     def __init__(self, mask: Tensor, weight: nn.Parameter) -> None:
         self.total: Tensor | None = None
         self._weight = weight
+        # What a backward pass has brought; it counts once ``.grad`` got it too, which `autograd.grad` does not change.
+        self._arrived: Tensor | None = None
+        self._starts = True
+        self._was_reset: Tensor | None = None
         self._backward = -1
         self._accumulated: tuple[int, int] | None = None
-        self._stop_watching = _watch(weight, weakref.WeakMethod(self._remember), self)
+        self._stop_watching = _watch(weight, weakref.WeakMethod(self._count), self)
         # Kept, so that no other tensor gets its memory, by which it is found.
         self._mask = mask
         self._key = _key(mask)
         _open[self._key] = self
 
     def add(self, gradient: Tensor) -> None:
-        """Add one contribution; a tied weight makes several in one backward pass."""
+        """Take one contribution; a tied weight makes several in one backward pass."""
         backward = torch._C._current_graph_task_id()
-        grad, goes_on = self._weight.grad, backward == self._backward
-        self._backward = backward
-        if self.total is None or (grad is None and not goes_on):
-            self.total = gradient.detach().clone()
+        if self._arrived is not None and backward == self._backward:
+            self._arrived.add_(gradient.detach())
             return
-        if grad is not None and not goes_on and _version(grad) != self._accumulated:
-            # Someone wrote to it since the last backward pass. If it is zero now, it was reset; decided on the device,
-            # without waiting for it.
-            self.total.masked_fill_(~grad.any(), 0)
-        self.total.add_(gradient.detach())
+        self._backward, self._arrived = backward, gradient.detach().clone()
+        grad = self._weight.grad
+        self._starts = grad is None
+        # Someone wrote to it since the last backward pass. If it is zero now, it was reset; decided on the device,
+        # without waiting for it.
+        self._was_reset = None if grad is None or _version(grad) == self._accumulated else ~grad.any()
 
     def close(self) -> None:
         """Stop collecting and free the memory."""
-        self.total = None
+        self.total = self._arrived = None
         self._stop_watching()
         if _open.get(self._key) is self:
             del _open[self._key]
 
-    def _remember(self, weight: Tensor) -> None:
+    def _count(self, weight: Tensor) -> None:
+        """Count what has arrived, since ``.grad`` was just added to."""
         if weight.grad is not None:
             self._accumulated = _version(weight.grad)
+        if self._arrived is None:
+            return
+        if self.total is None or self._starts:
+            self.total = self._arrived
+        else:
+            if self._was_reset is not None:
+                self.total.masked_fill_(self._was_reset, 0)
+            self.total.add_(self._arrived)
+        self._arrived = None
 
 
-def _watch(weight: nn.Parameter, remember: weakref.WeakMethod[Any], owner: DenseGradient) -> Callable[[], Any]:
-    """Call ``remember`` after the weight's ``.grad`` was added to, until ``owner`` is gone or the result is called."""
+def _watch(weight: nn.Parameter, count: weakref.WeakMethod[Any], owner: DenseGradient) -> Callable[[], Any]:
+    """Call ``count`` after the weight's ``.grad`` was added to, until ``owner`` is gone or the result is called."""
 
     def call(weight: Tensor) -> None:
-        method = remember()
+        method = count()
         if method is not None:
             method(weight)
 
-    if not weight.requires_grad:  # takes no hook, and gets no gradient
-        return lambda: None
+    # A frozen weight takes no hook, but may be trained before the step.
+    frozen = not weight.requires_grad
+    handle = weight.requires_grad_(True).register_post_accumulate_grad_hook(call)
+    weight.requires_grad_(not frozen)
     # By the collector's end and not by a reference to it: a cycle would outlive it.
-    return weakref.finalize(owner, weight.register_post_accumulate_grad_hook(call).remove)
+    return weakref.finalize(owner, handle.remove)
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:
@@ -92,6 +109,9 @@ def _key(mask: Tensor) -> _Key:
 
 
 def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
+    # torch.func and forward differentiation train nothing, and need operations that they know.
+    if is_functorch_wrapped_tensor(gradient) or is_functorch_wrapped_tensor(mask) or forward_ad._current_level >= 0:
+        return torch.where(mask, gradient, 0)
     if _open:
         collector = _open.get(_key(mask))
         if collector is not None:

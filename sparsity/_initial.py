@@ -10,6 +10,8 @@ from sparsity._drop import check_number
 from sparsity._errors import EngineError, near_matches
 from sparsity._layer import Layer
 from sparsity._masks import unwrap
+from sparsity._rewire import Choice
+from sparsity._sharded import aligned, local
 
 Initial = Callable[[Layer], Tensor]
 
@@ -54,3 +56,25 @@ def descent(rate: float) -> Initial:
     """
     check_number("rate", rate)
     return lambda layer: -rate * layer.scaled_gradient()
+
+
+def start_values(initial: Initial | None, layer: Layer, choice: Choice) -> Tensor | None:
+    """Return what the weights start with that this process grows, a vector in row-major order; None for zeros.
+
+    Raises:
+        EngineError: They have another shape, or are not finite.
+    """
+    if initial is None:
+        return None
+    values: object = initial(layer)
+    if not isinstance(values, Tensor) or values.shape != layer.weight.shape:
+        got = f"one of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise EngineError(
+            f"Initial values are a tensor of the weight's shape: expected {tuple(layer.weight.shape)} for "
+            f"{layer.path!r}, got {got}."
+        )
+    grown = local(choice.grow) & ~local(choice.drop)
+    start = local(aligned(values.detach(), layer.weight)).to(layer.weight.dtype)[grown]
+    if not start.isfinite().all():
+        raise EngineError(f"Initial values of {layer.path!r} are not finite where weights are grown.")
+    return start

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import warnings
 from collections.abc import Sequence
 from ctypes import POINTER, c_int, c_long, c_void_p
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from sparsity._errors import BuildError
 
 _VERSION = 1
 
@@ -62,9 +61,11 @@ def _library() -> ctypes.CDLL | None:
     from sparsity.runtime._openmp import addresses
 
     try:
-        loaded = ctypes.CDLL(str(library_path(isa(), SELECTION)))
-    except (BuildError, OSError):
-        return None  # torch does it in several times as long
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = ctypes.CDLL(str(library_path(isa(), SELECTION)))
+    except Exception:  # whatever it is, no training stops for it: torch does the same in several times as long
+        return None
     pointers = POINTER(c_void_p)
     arguments = [c_int, pointers, pointers, pointers, POINTER(c_long), c_int, c_long, c_int, c_int]
     loaded.selection_run.argtypes = arguments

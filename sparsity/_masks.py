@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
 from sparsity._bits import keep
@@ -47,6 +48,8 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``weight`` unchanged, with a masked gradient."""
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            return torch.where(self.mask, weight, 0)  # a function with a rule of its own for this could not be compiled
         if self.sharded is not None or not torch.is_grad_enabled():
             return weight
         return PassMasked.apply(weight, self.mask)  # pyright: ignore

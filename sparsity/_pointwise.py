@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor
 
+from sparsity._errors import EngineError
 from sparsity._layer import Layer, Score
 from sparsity._magnitudes import Magnitudes
 from sparsity._sharded import is_sharded
@@ -35,6 +36,21 @@ def magnitude_of(tensor: Score) -> Score:
     return score
 
 
+def checked(score: object, layer: Layer) -> Tensor:
+    """Return a score, which has to have a number for each weight.
+
+    Raises:
+        EngineError: It is something else.
+    """
+    if isinstance(score, Tensor) and score.shape == layer.weight.shape and not score.is_complex():
+        return score
+    got = f"one of shape {tuple(score.shape)}, {score.dtype}" if isinstance(score, Tensor) else type(score).__name__
+    raise EngineError(
+        f"A score is a tensor of the weight's shape, with a real number for each weight: expected "
+        f"{tuple(layer.weight.shape)} for {layer.path!r}, got {got}."
+    )
+
+
 def scores(layer: Layer, score: Score, largest: bool = False) -> Scores:
     """Return the scores of a layer, computed on demand where that is possible.
 
@@ -43,7 +59,13 @@ def scores(layer: Layer, score: Score, largest: bool = False) -> Scores:
         score: Its score.
         largest: Return the scores times -1, so that the largest are the smallest.
     """
-    function = (lambda layer: -score(layer)) if largest else score
+
+    def function(layer: Layer) -> Tensor:
+        found = checked(score(layer), layer)
+        if not largest:
+            return found
+        return -(found if found.is_floating_point() else found.float())
+
     tensors = (layer.weight, layer.mask, layer.gradient, layer.masked_gradient)
     known = [tensor for tensor in tensors if tensor is not None]
     on_demand = score in _known and not any(map(is_sharded, known))

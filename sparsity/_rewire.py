@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sparsity._errors import EngineError
 from sparsity._layer import Layer, Score
 from sparsity._pointwise import scores
 from sparsity._smallest import smallest, smallest_of
@@ -81,7 +82,7 @@ def over_layers(
     if not layers:
         return []
     active = [layer.mask for layer in layers]
-    total = Amount(sum(amount.replace for amount in amounts), sum(amount.change for amount in amounts))
+    total = _sum(amounts)
     dropped = grown = [torch.zeros_like(mask) for mask in active]
     if total.drop:
         dropped = smallest_of([scores(layer, drop) for layer in layers], total.drop, active)
@@ -89,6 +90,29 @@ def over_layers(
         taken = [mask ^ lost if regrow else mask for mask, lost in zip(active, dropped, strict=True)]
         grown = smallest_of([scores(layer, grow, largest=True) for layer in layers], total.grow, taken, outside=True)
     return [Choice(lost, new) for lost, new in zip(dropped, grown, strict=True)]
+
+
+def _sum(amounts: Sequence[Amount]) -> Amount:
+    return Amount(sum(amount.replace for amount in amounts), sum(amount.change for amount in amounts))
+
+
+def check_amounts(
+    step: int, amounts: Sequence[Amount], dropped: Mapping[str, int], grown: Mapping[str, int], regrow: bool
+) -> None:
+    """Check that an update drops and grows as many weights in all as were asked for, before it is made.
+
+    Raises:
+        EngineError: It does not.
+    """
+    least = _sum(amounts)
+    lost, new = sum(dropped.values()), sum(grown.values())
+    # What is dropped and grown again counts in neither. Layers that change in opposite directions may do more.
+    if new - lost != least.change or (not regrow and lost < least.drop):
+        raise EngineError(
+            f"The update at step {step} would drop {lost} and grow {new} weights instead of {least.drop} and "
+            f"{least.grow}, so nothing was changed. A drop score must not be NaN where a weight is active, nor a grow "
+            "score where it is inactive (0 / 0, for example), and a scope has to keep the sums of the amounts."
+        )
 
 
 def _lowest(layer: Layer, count: int, score: Score) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -108,11 +109,11 @@ class Rule:
             EngineError: The schedule returned something else than a number in [0, 1].
         """
         fraction = self.fraction(step)
-        if not 0 <= fraction <= 1:
+        if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 <= fraction <= 1:
             raise EngineError(
                 f"The fraction to replace is in [0, 1], but the schedule gave {fraction!r} at step {step}."
             )
-        return fraction
+        return float(fraction)
 
     def amount(self, step: int, path: str, active: int, total: int, ripe: int | None = None) -> Amount:
         """Return how many weights of a layer to replace, and to drop or grow besides, at ``step``.

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsity._sharded import joined, local
+
 
 def left_out(optimizer: Optimizer) -> bool:
     """Tell whether the step that runs now will change nothing, because a GradScaler found an infinite gradient.
@@ -15,6 +17,15 @@ def left_out(optimizer: Optimizer) -> bool:
     """
     found = getattr(optimizer, "found_inf", None)
     return isinstance(found, Tensor) and bool(found.item())
+
+
+def unscaled(optimizer: Optimizer, gradient: Tensor | None) -> Tensor | None:
+    """Return a gradient without the loss scale that a fused optimizer has yet to divide by, in this step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if gradient is None or not isinstance(scale, Tensor):
+        return gradient
+    part = local(gradient)
+    return joined(part / scale.to(part.device), gradient)
 
 
 class StepCount:

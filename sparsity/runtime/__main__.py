@@ -50,9 +50,12 @@ def _info() -> int:
         print(f"compiler: {shlex.join(_build.find_compiler())}")
     except BuildError as error:
         print(f"compiler: {error}")
-    built = _build.built(isa)
-    print(f"cache: {_build.cache_directory()}")
-    print(f"built: {built or 'not yet'}")
+    try:
+        print(f"cache: {_build.cache_directory()}")
+    except OSError as error:
+        print(f"cache: {error}")
+    print(f"built: {_build.built(isa) or 'not yet'}")
+    print(f"selection for sparse training built: {_build.built(isa, _build.SELECTION) or 'not yet'}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -54,7 +55,7 @@ def library_path(isa: str, source: str = KERNELS) -> Path:
 def built(isa: str, source: str = KERNELS) -> Path | None:
     """Return the library that lies ready for an instruction set, in the package or the cache; None if there is none."""
     ready = [PREBUILT / _prebuilt_name(isa, source)]
-    with contextlib.suppress(BuildError):
+    with contextlib.suppress(BuildError, OSError):
         ready.append(cache_directory() / _cached_name(isa, source, find_compiler()))
     return next((path for path in ready if _intact(path)), None)
 
@@ -80,7 +81,10 @@ def find_compiler() -> tuple[str, ...]:
     Raises:
         BuildError: there is none.
     """
-    wanted = shlex.split(os.environ.get("CXX", ""))
+    try:
+        wanted = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX is {os.environ['CXX']!r}, which is no command: {error}") from error
     for command in [wanted] if wanted else (["g++"], ["clang++"], ["c++"]):
         if found := shutil.which(command[0]):
             return (found, *command[1:])
@@ -91,10 +95,17 @@ def find_compiler() -> tuple[str, ...]:
 
 
 def cache_directory() -> Path:
-    """Return the directory in which built libraries are kept."""
+    """Return the directory in which built libraries are kept.
+
+    Raises:
+        OSError: No variable names one, and the user has no home.
+    """
     if explicit := os.environ.get("SPARSITY_CACHE_DIR"):
         return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fxsplit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fxsplit"
+    except RuntimeError as error:
+        raise OSError("there is no cache directory: HOME is not set, and the user is unknown") from error
 
 
 def library_key(isa: str) -> str:
@@ -129,9 +140,14 @@ def _temporary_file(directory: Path) -> Iterator[Path]:
 @functools.cache
 def _spare_dir() -> Path:
     directory = tempfile.mkdtemp(prefix="fxsplit-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    try:
+        reason = f"the cache directory {cache_directory()} cannot be written"
+    except OSError as error:
+        reason = str(error)
     warnings.warn(
-        f"the cache directory {cache_directory()} cannot be written: the sparse kernels are built anew for each "
-        "process; set SPARSITY_CACHE_DIR to a directory that can",
+        f"{reason}: the sparse kernels are built anew for each process; set SPARSITY_CACHE_DIR to a directory that can "
+        "be written",
         SparsityWarning,
         stacklevel=4,
     )

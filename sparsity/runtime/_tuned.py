@@ -47,7 +47,9 @@ def tuned_times(isa: str) -> Iterator[Tuned]:
     """
     name = _file_name(isa)
     if name not in _memory:
-        _memory[name] = _read(cache_directory() / name)
+        _memory[name] = {}
+        with contextlib.suppress(OSError):
+            _memory[name] = _read(cache_directory() / name)
     known = Tuned(_memory[name])
     yield known
     if known.changed:

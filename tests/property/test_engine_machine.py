@@ -212,7 +212,7 @@ class Training(RuleBasedStateMachine):
 
     @invariant()
     def like_the_twin(self) -> None:
-        if not hasattr(self, "engine") or self.settings[0] == "adamw fused":
+        if not hasattr(self, "engine"):
             return
         for one, other in zip(self.net.parameters(), self.twin.parameters(), strict=True):
             torch.testing.assert_close(one, other)
@@ -222,6 +222,9 @@ class Training(RuleBasedStateMachine):
                 optimizer.state[engine.masks.weights[path].parameter]
                 for optimizer, engine in ((self.optimizer, self.engine), (self.twin_optimizer, self.twin_engine))
             )
+            if self.settings[0] == "adamw fused" and not other:  # makes its state in a step that is left out, too
+                assert not any(value.any() for value in state.values())
+                continue
             assert state.keys() == other.keys()
             for name, value in state.items():
                 torch.testing.assert_close(value, other[name][mask] if self.compact and value.ndim else other[name])

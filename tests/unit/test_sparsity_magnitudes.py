@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,6 +132,33 @@ def test_an_update_is_the_same_without_a_compiler(scope: Scope, regrow: bool, mo
     for one, other in zip(with_kernel, without, strict=True):
         assert torch.equal(one.drop, other.drop)
         assert torch.equal(one.grow, other.grow)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("trouble", ["no home", "cache", "CXX", "ISA"])
+def test_no_trouble_with_the_kernel_reaches_a_training(
+    trouble: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SPARSITY_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "file").touch()
+    if trouble == "no home":
+        monkeypatch.setattr(Path, "home", no_home)
+    elif trouble == "cache":
+        monkeypatch.setenv("SPARSITY_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    else:
+        monkeypatch.setenv("SPARSITY_CACHE_DIR", str(tmp_path))
+        monkeypatch.setenv(*{"CXX": ("CXX", "g++ 'unclosed"), "ISA": ("SPARSITY_ISA", "mmx")}[trouble])
+    _build._spare_dir.cache_clear()
+    monkeypatch.setattr(_magnitudes, "_library", _magnitudes._library.__wrapped__)
+    vector, mask = VALUES["bell"](), torch.rand(SIZE, generator=random(2)) < 0.2
+    assert torch.equal(smallest(Magnitudes(vector), 9000, mask), expected([vector], 9000, [mask], False)[0])
+    made = _magnitudes.smallest_of([Magnitudes(vector)], 9000, [mask], False)
+    assert (made is None) == (trouble in ("CXX", "ISA"))  # the others build for this process alone
+    _build._spare_dir.cache_clear()
 
 
 @pytest.mark.parametrize("isa", _cpu.supported_isas())

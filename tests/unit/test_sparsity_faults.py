@@ -1,0 +1,328 @@
+"""What goes wrong in an update changes nothing, ends nothing, and is told; what others do in between doesn't count."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, hessian, vmap
+
+import sparsity
+from sparsity import EngineError, Layer, Rule
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    sparsity.sparsify(net, 0.5, "uniform")
+    return net
+
+
+def backward(net: nn.Module, step: int = 0) -> Tensor:
+    loss = net(torch.randn(5, 8, generator=torch.Generator().manual_seed(step))).square().mean()
+    loss.backward()
+    return loss
+
+
+def momentum(net: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        optimizer.zero_grad()
+        backward(net, step)
+        optimizer.step()
+
+
+def plain(drop: Any = sparsity.drop.magnitude, grow: Any = sparsity.grow.gradient, **others: Any) -> Rule:
+    return Rule(2, None, sparsity.constant(0.3), drop, grow, **{"dense": True, **others})
+
+
+def contents(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def nan_where(active: bool) -> Callable[[Layer], Tensor]:
+    return lambda layer: torch.where(layer.mask == active, torch.nan, layer.weight.abs())
+
+
+def choose_all(layers: Any, amounts: Any, drop: Any, grow: Any, regrow: bool) -> list[sparsity.Choice]:
+    return [sparsity.Choice(layer.mask, torch.zeros_like(layer.mask)) for layer in layers]
+
+
+def no_schedule() -> Rule:
+    return Rule(2, None, lambda step: None, sparsity.drop.magnitude, sparsity.grow.uniform)  # pyright: ignore
+
+
+ROWS = r"expected \(16, 8\) for '0.weight', got one of shape \(16,\)"
+BAD_RULES: dict[str, tuple[Callable[[], Rule], str]] = {
+    "drop is NaN": (lambda: plain(nan_where(True)), "would drop 0 and grow 28 weights instead of 28 and 28"),
+    "grow is NaN": (lambda: plain(grow=nan_where(False)), "would drop 28 and grow 0 weights instead of 28 and 28"),
+    "transposed": (lambda: plain(lambda layer: layer.weight.t()), r"'0.weight', got one of shape \(8, 16\)"),
+    "rows": (lambda: plain(grow=lambda layer: layer.weight.mean(1)), ROWS),
+    "a number": (lambda: plain(lambda layer: 1.0), "for '0.weight', got float"),
+    "complex": (lambda: plain(lambda layer: layer.weight.cfloat()), "complex64"),
+    "ripe of rows": (lambda: plain(ripe=lambda layer: layer.mask.any(1)), ROWS),
+    "no schedule": (no_schedule, "gave None"),
+    "initial of rows": (lambda: plain(initial=lambda layer: layer.weight.mean(1)), ROWS),
+    "initial is NaN": (lambda: plain(initial=lambda layer: layer.weight * torch.nan), "'0.weight' are not finite"),
+    "initial of one layer": (
+        lambda: plain(initial=sparsity.original({"0.weight": torch.ones(16, 8)})),
+        "for the weight '2.weight', got none",
+    ),
+    "scope": (lambda: plain(scope=choose_all), "would drop 96 and grow 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RULES)
+def test_a_bad_rule_is_told_before_anything_changes(name: str) -> None:
+    rule, message = BAD_RULES[name]
+    net = network()
+    optimizer = momentum(net)
+    engine = sparsity.Engine(net, optimizer, rule())
+    train(net, optimizer, 2)
+    before, states = contents(net), copy.deepcopy(optimizer.state_dict())
+    for _ in range(2):  # and so at each try
+        optimizer.zero_grad()
+        backward(net)
+        with pytest.raises(EngineError, match=message):
+            optimizer.step()
+        assert_same(before, contents(net))
+        for number, state in optimizer.state_dict()["state"].items():
+            assert torch.equal(state["momentum_buffer"], states["state"][number]["momentum_buffer"])
+    assert engine.step == 2
+    assert engine.last is None
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_callback_that_fails_once(dense: bool) -> None:
+    """The update is made, once, and training goes on as if nothing had been."""
+    net, other = network(), network()
+    fails = [True]
+
+    def callback(rewiring: sparsity.Rewiring) -> None:
+        if fails and fails.pop():
+            raise OSError("no space left on device")
+
+    method = sparsity.rigl if dense else sparsity.set_
+    optimizer, expected = momentum(net), momentum(other)
+    engine = method(net, optimizer, every=2, callback=callback)
+    method(other, expected, every=2)
+    train(net, optimizer, 2)
+    backward(net, 2)
+    with pytest.raises(OSError, match="no space"):
+        optimizer.step()
+    assert engine.last is not None
+    masks = {path: mask.clone() for path, mask in engine.masks.items()}
+    optimizer.zero_grad()
+    train(net, optimizer, 1, first=2)  # the same step again
+    assert all(torch.equal(masks[path], mask) for path, mask in engine.masks.items())
+    train(net, optimizer, 4, first=3)
+    assert engine.step == 7
+    assert engine.last.step == 6
+    train(other, expected, 7)
+    assert [mask.sum() for mask in engine.masks.values()] == [mask.sum() for mask in sparsity.masks_of(other).values()]
+
+
+def test_a_failure_before_the_choice_leaves_the_update_to_the_next_try() -> None:
+    net, other = network(), network()
+    fails = [True]
+
+    def drop(layer: Layer) -> Tensor:
+        if fails and fails.pop():
+            raise MemoryError
+        return layer.weight.abs()
+
+    optimizer, expected = momentum(net), momentum(other)
+    sparsity.Engine(net, optimizer, plain(drop))
+    sparsity.Engine(other, expected, plain())
+    train(net, optimizer, 2)
+    optimizer.zero_grad()
+    backward(net, 2)
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    train(net, optimizer, 5, first=2)
+    train(other, expected, 7)
+    assert_same(contents(net), contents(other))
+
+
+def test_an_optimizer_that_fails_after_the_update() -> None:
+    net = network()
+    fails = [True]
+
+    class Fragile(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            if engine.last is not None and fails and fails.pop():
+                raise RuntimeError("out of memory")
+            return super().step(closure)
+
+    optimizer = Fragile(net.parameters(), lr=0.1)
+    engine = sparsity.rigl(net, optimizer, every=2)
+    train(net, optimizer, 2)
+    optimizer.zero_grad()
+    backward(net, 2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    train(net, optimizer, 3, first=2)
+    assert engine.step == 5
+    assert engine.last is not None
+    assert engine.last.step == 4
+
+
+@pytest.mark.parametrize("method", [sparsity.rigl, sparsity.mest, sparsity.snfs, "descent", "taylor"])
+def test_a_fused_optimizer_under_a_scaler_shows_gradients_without_the_scale(method: Any) -> None:
+    """It gets scaled gradients, and the scale to divide them by; others get them divided already."""
+
+    def masks(fused: bool) -> dict[str, Tensor]:
+        net = network()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused)
+        if method == "descent":
+            sparsity.Engine(net, optimizer, plain(initial=sparsity.descent(0.1)))
+        elif method == "taylor":
+            sparsity.Engine(net, optimizer, plain(sparsity.drop.magnitude_and_gradient(2.0)))
+        else:
+            method(net, optimizer, every=2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1, growth_factor=8.0)
+        for step in range(6):
+            optimizer.zero_grad()
+            loss: Any = net(torch.randn(64, 8, generator=torch.Generator().manual_seed(step))).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return contents(net)
+
+    one, other = masks(False), masks(True)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_that_someone_else_asks_for_do_not_count() -> None:
+    """As for logging: `autograd.grad` changes no ``.grad``, torch.func nothing at all."""
+    net, other = network(), network()
+    optimizer, expected = momentum(net), momentum(other)
+    sparsity.rigl(net, optimizer, every=2)
+    sparsity.rigl(other, expected, every=2)
+    for step in range(7):
+        optimizer.zero_grad()
+        x = torch.randn(5, 8)
+        probe(net, x)
+        backward(net, step)
+        probe(net, x)
+        optimizer.step()
+    train(other, expected, 7)
+    assert_same(contents(net), contents(other))
+
+
+def probe(net: nn.Module, x: Tensor) -> None:
+    weights = dict(net.named_parameters())
+    found = torch.autograd.grad(net(x).exp().sum(), list(weights.values()))
+    values = {name: weight.detach() for name, weight in weights.items()}
+
+    def loss(values: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(net, values, (x,)).exp().sum()
+
+    whole = grad(loss)(values, x)
+    single = vmap(grad(loss), (None, 0))(values, x)
+    for (name, mine), reference in zip(whole.items(), found, strict=True):
+        torch.testing.assert_close(mine, reference)
+        torch.testing.assert_close(single[name].sum(0), reference)
+    for path, mask in sparsity.masks_of(net).items():
+        layer, name = path.split(".")
+        assert not whole[f"{layer}.parametrizations.{name}.original"][~mask].any()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # how torch makes these
+def test_second_derivatives_of_weights() -> None:
+    net = network()
+    sparsity.rigl(net, momentum(net), every=1)
+    name = "2.parametrizations.weight.original"
+    mask = sparsity.masks_of(net)["2.weight"].flatten()
+    x = torch.randn(5, 8)
+
+    def loss(weight: Tensor) -> Tensor:
+        return functional_call(net, {name: weight}, (x,)).square().sum()
+
+    found = hessian(loss)(dict(net.named_parameters())[name].detach()).reshape(64, 64)  # pyright: ignore
+    hidden = net[:2](x)
+    # Of the sum of squares of W h + b over samples: 2 h h^T in each row of W.
+    expected = torch.block_diag(*[2 * hidden.t() @ hidden] * 4) * mask * mask[:, None]
+    torch.testing.assert_close(found, expected)
+
+
+def test_state_in_lists_is_cleared_too() -> None:
+    class Lists(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    self.state[weight].setdefault("history", [torch.ones_like(weight), (1, "text")])
+            return super().step(closure)
+
+    net = network()
+    optimizer = Lists(net.parameters(), lr=0.1)
+    engine = sparsity.rigl(net, optimizer, every=2)
+    train(net, optimizer, 2)
+    before = {path: mask.clone() for path, mask in engine.masks.items()}
+    train(net, optimizer, 1, first=2)
+    for path, weight in engine.masks.weights.items():
+        changed = before[path] ^ engine.masks[path]
+        assert changed.any()
+        [history, _] = optimizer.state[weight.parameter]["history"]
+        assert not history[changed].any()
+        assert history[~changed].all()
+
+
+@pytest.mark.parametrize("method", [sparsity.static, sparsity.rigl])
+def test_a_replaced_parameter_is_noticed_in_the_next_step(method: Any) -> None:
+    net = network()
+    optimizer = momentum(net)
+    method(net, optimizer)
+    train(net, optimizer, 1)
+    net[0].parametrizations["weight"].original = nn.Parameter(torch.randn(16, 8))  # pyright: ignore
+    optimizer.zero_grad()
+    backward(net)
+    with pytest.raises(EngineError, match=r"does not hold '0.weight'"):
+        optimizer.step()
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    net = network()
+    engine = sparsity.set_(net, momentum(net))
+    larger = nn.Sequential(nn.Linear(8, 17), nn.Tanh(), nn.Linear(17, 4))
+    sparsity.sparsify(larger, 0.5)
+    state = sparsity.set_(larger, momentum(larger)).state_dict()
+    with pytest.raises(EngineError, match=r"'0.weight' has the shape \(17, 8\) there and \(16, 8\) here"):
+        engine.load_state_dict(state)
+    shorter = nn.Sequential(nn.Linear(8, 16))
+    sparsity.sparsify(shorter, 0.5)
+    with pytest.raises(EngineError, match=r"'2.weight' has the shape None there and \(4, 16\) here"):
+        engine.load_state_dict(sparsity.set_(shorter, momentum(shorter)).state_dict())
+
+
+def test_several_optimizers_at_once_are_told_what_to_do() -> None:
+    net = network()
+    with pytest.raises(EngineError, match=r"got list. With several optimizers make an engine for each"):
+        sparsity.rigl(net, [momentum(net), momentum(net)])  # pyright: ignore
+
+
+def test_a_weight_that_is_unfrozen_before_the_backward_pass_of_an_update() -> None:
+    net = network()
+    net[2].requires_grad_(False)
+    optimizer = momentum(net)
+    engine = sparsity.rigl(net, optimizer, every=2)
+    train(net, optimizer, 2)
+    assert not any(parameter.requires_grad for parameter in net[2].parameters())
+    net[2].requires_grad_(True)
+    train(net, optimizer, 1, first=2)
+    assert engine.last is not None
+    assert set(engine.last.dropped) == {"0.weight", "2.weight"}
