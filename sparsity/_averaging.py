@@ -46,8 +46,9 @@ def follow(average: nn.Module, model: nn.Module) -> Masks:
         The masks of the average, a live view.
 
     Raises:
-        MaskError: The model has no masks; the average is no copy of it with masks; or it is an ``AveragedModel`` that
-            takes the equal average of buffers too, which torch can't do with masks (see `equal_average`).
+        MaskError: One of them is no module; the model has no masks; the average is no copy of it with masks; or it is
+            an ``AveragedModel`` that takes the equal average of buffers too, which torch can't do with masks (see
+            `equal_average`).
 
     Example:
         >>> import sparsity
@@ -66,6 +67,9 @@ def follow(average: nn.Module, model: nn.Module) -> Masks:
         >>> int((sparsity.fold(ema).module.weight != 0).sum())
         12
     """
+    wrong = next((each for each in (average, model) if not isinstance(each, nn.Module)), None)  # pyright: ignore
+    if wrong is not None:
+        raise MaskError(f"Average and model are modules, got {type(wrong).__name__}. Pass the .module of a wrapper.")
     if isinstance(average, AveragedModel) and average.use_buffers and not (average.avg_fn or average.multi_avg_fn):
         raise MaskError(
             "This AveragedModel averages buffers equally, but torch can't subtract masks, which are bool. Make it with "

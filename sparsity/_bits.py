@@ -41,7 +41,7 @@ def fill(tensor: Tensor, places: Tensor, value: float = 0.0) -> None:
 
 def count(mask: Tensor) -> Tensor:
     """Return the number of True in a bool tensor, as a tensor on its device."""
-    if mask.device.type != "cpu" or not mask.is_contiguous():
+    if mask.device.type != "cpu" or not mask.is_contiguous() or mask.storage_offset() % 8:
         return mask.count_nonzero()
     flat = mask.view(-1)
     whole = flat.numel() // (8 * _WORDS) * (8 * _WORDS)

@@ -107,6 +107,7 @@ class Engine:
         self._collection = Collection(self.masks.weights, group)
         self._memory: dict[str, dict[str, Tensor]] = {}
         self._updated: int | None = None
+        self._missed = False  # an update that a target still waits for
         self._warned, self._rehearses = compact_state, False  # others than states of single weights are refused
         check(self.masks.weights, optimizer)
         if rule is not None and self.masks.structures:
@@ -174,6 +175,7 @@ class Engine:
         return {
             "step": self.step,
             "skipped": self.skipped,
+            "missed": self._missed,
             "seed": self._seed,
             "memory": memory,
             "collected": collected,
@@ -190,13 +192,19 @@ class Engine:
         """
         _engine_state.check(state, self.masks)
         self._steps, self._updated = StepCount(int(state["step"])), None
-        self.skipped, self._seed = int(state["skipped"]), int(state["seed"])
+        self.skipped, self._missed, self._seed = int(state["skipped"]), bool(state["missed"]), int(state["seed"])
         self._memory = {
             path: {name: aligned(value.clone(), self.masks[path]) for name, value in kept.items()}
             for path, kept in state["memory"].items()
         }
         self._collect_if_due()
         self._collection.restore(state["collected"])
+
+    def __repr__(self) -> str:
+        rule = self.rule
+        end = "" if rule is None or rule.until is None else f" until {rule.until}"
+        what = "fixed masks" if rule is None else f"updates every {rule.every} steps{end}"
+        return f"<Engine of {len(self.masks)} masks at step {self.step}: {what}{'' if self.attached else ', detached'}>"
 
     def check_processes(self) -> None:
         """Check that all processes have the same masks, as every update does; a no-op in one process.
@@ -251,7 +259,7 @@ class Engine:
         self._collect_if_due()
 
     def _works_at(self, rule: Rule) -> bool:
-        return rule.observe is not None or self._steps.satisfies(rule.due)
+        return rule.observe is not None or self._missed or self._steps.satisfies(rule.due)
 
     def _collect_if_due(self) -> None:
         self._collection.close()
@@ -278,7 +286,7 @@ class Engine:
         if rule.observe is not None:
             for layer in layers:
                 rule.observe(layer)
-        if rule.due(step) and step != self._updated:
+        if (rule.due(step) or self._missed) and step != self._updated:
             self._update(optimizer, rule, layers, step)
 
     def _layer(self, optimizer: Optimizer, path: str, step: int, dense: Tensor | None) -> Layer:
@@ -299,7 +307,9 @@ class Engine:
         active, due, finite = survey(layers, ripe)
         if not finite:
             self.skipped += 1
-            text = f"Update at step {step} left out: a gradient or weight is not finite."
+            self._missed = rule.target is not None
+            later = " It is made up for in the next step." if self._missed else ""
+            text = f"Update at step {step} left out: a gradient or weight is not finite.{later}"
             warnings.warn(SparsityWarning(text), stacklevel=3)
             return
         amounts = [
@@ -314,7 +324,7 @@ class Engine:
         # Nothing has changed so far, and nothing below depends on what users wrote.
         for layer, choice, start in zip(layers, choices, starts, strict=True):
             self._apply(optimizer, layer, choice, start)
-        self._updated = step
+        self._updated, self._missed = step, False
         forget_curvature(optimizer)
         self.check_processes()
         self.last = Rewiring(step, rule.share(step), dropped, grown)

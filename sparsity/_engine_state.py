@@ -12,7 +12,7 @@ from sparsity._errors import EngineError, listed
 from sparsity._masks import MaskedWeight
 
 Memory = Mapping[str, Mapping[str, Tensor]]
-FIELDS = ("step", "skipped", "seed", "memory", "collected", "masks", "tensors")
+FIELDS = ("step", "skipped", "missed", "seed", "memory", "collected", "masks", "tensors")
 
 
 def complete(

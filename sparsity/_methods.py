@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, TypedDict
 
 import torch
@@ -11,6 +12,9 @@ from typing_extensions import Unpack
 
 from sparsity import _drop, _grow
 from sparsity._engine import Callbacks, Engine
+from sparsity._initial import Initial
+from sparsity._layer import Score
+from sparsity._rewire import Scope
 from sparsity._rule import Rule
 from sparsity._schedule import Schedule, constant, schedule
 
@@ -24,6 +28,15 @@ class Options(TypedDict, total=False):
     compact_state: bool
 
 
+class RuleOptions(Options, total=False):
+    """Arguments of `Options`, and parts of the method's `Rule` to be replaced."""
+
+    drop: Score
+    grow: Score
+    scope: Scope
+    initial: Initial | None
+
+
 def rigl(
     model: nn.Module,
     optimizer: Optimizer,
@@ -32,7 +45,7 @@ def rigl(
     fraction: float | Schedule = 0.3,
     *,
     regrow: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[RuleOptions],
 ) -> Engine:
     """Drop the smallest weights and grow those of largest gradient (RigL, Evci et al. 2020, alg. 1).
 
@@ -45,7 +58,8 @@ def rigl(
             ``until`` by a cosine (and stays as it is without ``until``), or a function of the step.
         regrow: Whether weights that an update drops may be grown again by it, as in the authors' TensorFlow code.
         **options: ``seed`` (not used by RigL's own choices, which are not random), ``callback``, ``group`` and
-            ``compact_state`` as of `Engine`.
+            ``compact_state`` as of `Engine`; ``drop``, ``grow``, ``scope`` and ``initial`` as of `Rule`, in place of
+            the method's own: ``scope=sparsity.over_layers`` compares scores in all layers together.
 
     Raises:
         EngineError: See `Engine` and `Rule`.
@@ -64,7 +78,7 @@ def rigl(
         {'weight': 4}
     """
     rule = Rule(every, until, schedule(fraction, until), _drop.magnitude, _grow.gradient, dense=True, regrow=regrow)
-    return Engine(model, optimizer, rule, **options)
+    return _engine(model, optimizer, rule, options)
 
 
 def set_(
@@ -73,7 +87,7 @@ def set_(
     every: int = 100,
     until: int | None = None,
     fraction: float | Schedule = 0.3,
-    **options: Unpack[Options],
+    **options: Unpack[RuleOptions],
 ) -> Engine:
     """Drop the smallest weights and grow others at random (SET, Mocanu et al. 2018).
 
@@ -91,7 +105,7 @@ def set_(
         >>> engine = sparsity.set_(net, optimizer, every=100, until=75_000, fraction=0.5)
     """
     rule = Rule(every, until, schedule(fraction, until), _drop.magnitude, _grow.uniform)
-    return Engine(model, optimizer, rule, **options)
+    return _engine(model, optimizer, rule, options)
 
 
 def snfs(
@@ -102,7 +116,7 @@ def snfs(
     fraction: float | Schedule = 0.3,
     *,
     decay: float = 0.9,
-    **options: Unpack[Options],
+    **options: Unpack[RuleOptions],
 ) -> Engine:
     """Drop the smallest weights and grow those of largest gradient, smoothed over steps.
 
@@ -129,7 +143,7 @@ def snfs(
         observe=_grow.Smoothed(decay),
         memory={_grow.Smoothed.name: None},
     )
-    return Engine(model, optimizer, rule, **options)
+    return _engine(model, optimizer, rule, options)
 
 
 def mest(
@@ -140,7 +154,7 @@ def mest(
     fraction: float | Schedule = 0.3,
     *,
     share: float = 0.01,
-    **options: Unpack[Options],
+    **options: Unpack[RuleOptions],
 ) -> Engine:
     """Drop the weights of smallest |w| + share |g| and grow others at random (MEST, Yuan et al. 2021).
 
@@ -156,7 +170,7 @@ def mest(
         >>> engine = sparsity.mest(net, torch.optim.SGD(net.parameters(), lr=0.1), every=100, until=75_000)
     """
     drop = _drop.magnitude_and_gradient(share)
-    return Engine(model, optimizer, Rule(every, until, schedule(fraction, until), drop, _grow.uniform), **options)
+    return _engine(model, optimizer, Rule(every, until, schedule(fraction, until), drop, _grow.uniform), options)
 
 
 def deep_r(
@@ -195,3 +209,10 @@ def static(model: nn.Module, optimizer: Optimizer, **options: Unpack[Options]) -
         >>> engine = sparsity.static(net, torch.optim.AdamW(net.parameters()))
     """
     return Engine(model, optimizer, rule=None, **options)
+
+
+def _engine(model: nn.Module, optimizer: Optimizer, rule: Rule, options: RuleOptions) -> Engine:
+    others = {name: value for name, value in options.items() if name in Options.__annotations__}
+    changes = {name: value for name, value in options.items() if name not in others}
+    chosen = dataclasses.replace(rule, **changes) if changes else rule  # pyright: ignore
+    return Engine(model, optimizer, chosen, **others)  # pyright: ignore

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, vmap
 
 import sparsity
-from sparsity import EngineError, Layer, Rule
+from sparsity import EngineError, Layer, Rule, _bits
 
 
 def network() -> nn.Sequential:
@@ -326,3 +326,96 @@ def test_a_weight_that_is_unfrozen_before_the_backward_pass_of_an_update() -> No
     train(net, optimizer, 1, first=2)
     assert engine.last is not None
     assert set(engine.last.dropped) == {"0.weight", "2.weight"}
+
+
+@pytest.mark.parametrize("where", ["last", "one before"])
+def test_gradual_pruning_makes_up_for_an_update_that_was_left_out(where: str) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    masks = sparsity.sparsify(net, 0.0)
+    optimizer = momentum(net)
+    engine = sparsity.gradual(net, optimizer, 0.8, begin=1, until=5, every=2)
+    bad = 5 if where == "last" else 3
+    train(net, optimizer, bad)
+    optimizer.zero_grad()
+    backward(net, bad)
+    net[0].parametrizations.weight.original.grad.fill_(torch.inf)  # pyright: ignore
+    before, weights = masks.nonzeros, contents(net)
+    with pytest.warns(sparsity.SparsityWarning, match="not finite. It is made up for in the next step"):
+        optimizer.step()
+    assert masks.nonzeros == before
+    state = engine.state_dict()
+    assert state["missed"]
+    net.load_state_dict(weights)
+    optimizer = momentum(net)
+    engine = sparsity.gradual(net, optimizer, 0.8, begin=1, until=5, every=2)
+    engine.load_state_dict(state)
+    train(net, optimizer, 1, first=bad + 1)
+    assert engine.skipped == 1
+    assert not engine.state_dict()["missed"]
+    assert engine.last is not None
+    assert engine.last.step == bad + 1
+    train(net, optimizer, 3, first=bad + 2)
+    assert masks.nonzeros == round(0.2 * masks.total)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("method", [sparsity.rigl, sparsity.snfs])
+@pytest.mark.parametrize("cut", [7, 8, 9, 10, 11])
+def test_resume_in_the_middle_of_an_accumulation(cut: int, method: Any, compact: bool) -> None:
+    """Three micro-batches a step; saved after some of them, with what has come together in ``.grad``."""
+
+    def made() -> tuple[Any, Any, Any]:
+        net = network()
+        optimizer = momentum(net)
+        return net, optimizer, method(net, optimizer, every=2, compact_state=compact)
+
+    def run(loop: tuple[Any, Any, Any], first: int, last: int) -> None:
+        net, optimizer, _ = loop
+        for number in range(first, last):
+            backward(net, number)
+            if number % 3 == 2:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    whole, half, later = made(), made(), made()
+    run(whole, 0, 24)
+    run(half, 0, cut)
+    states = [copy.deepcopy(each.state_dict()) for each in half]
+    gradients = [None if each.grad is None else each.grad.clone() for each in half[0].parameters()]
+    for each, state in zip(later, states, strict=True):
+        each.load_state_dict(state)
+    for parameter, gradient in zip(later[0].parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    run(later, cut, 24)
+    assert_same(contents(later[0]), contents(whole[0]))
+
+
+def test_parts_of_a_method_can_be_replaced() -> None:
+    seen = []
+
+    def random_of_active(layer: Layer) -> Tensor:
+        seen.append(layer.path)
+        return layer.draw(Tensor.uniform_)
+
+    net, other = network(), network()
+    optimizer, expected = momentum(net), momentum(other)
+    engine = sparsity.rigl(net, optimizer, every=2, scope=sparsity.over_layers, drop=random_of_active, seed=3)
+    sparsity.Engine(other, expected, plain(random_of_active, scope=sparsity.over_layers), seed=3)
+    train(net, optimizer, 5)
+    train(other, expected, 5)
+    assert seen
+    assert_same(contents(net), contents(other))
+    assert repr(engine) == "<Engine of 2 masks at step 5: updates every 2 steps>"
+    engine.detach()
+    assert repr(engine).endswith("steps, detached>")
+
+
+def test_counts_of_masks_that_start_in_the_middle_of_a_word() -> None:
+    masks = torch.rand(3, 4097, generator=torch.Generator().manual_seed(0)) < 0.3
+    for start in range(9):
+        assert _bits.count(masks.view(-1)[start : start + 8192]) == masks.view(-1)[start : start + 8192].sum()
+
+
+def test_following_something_else_than_a_module() -> None:
+    with pytest.raises(sparsity.MaskError, match="Average and model are modules, got dict"):
+        sparsity.follow({}, network())  # pyright: ignore
