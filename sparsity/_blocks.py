@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsity._allocation import Allocation, allocate
 from sparsity._budget import Shapes
 from sparsity._errors import MaskError
+from sparsity._smallest import smallest
 from sparsity._structure import Geometry, Structure, is_size, oriented
 from sparsity._subset import random_subset
 
@@ -72,13 +73,24 @@ class Blocks(Structure):
 
     def draw(self, weight: Geometry, nonzeros: int, generator: torch.Generator) -> Tensor:
         """Return a random mask."""
-        shape = weight.oriented
-        block = self.shape + (1,) * (len(shape) - len(self.shape))
-        grid = [n // b for n, b in zip(shape, block, strict=True)]
-        mask = random_subset(math.prod(grid), nonzeros // self.size, generator).view(grid)
-        for dimension, repeats in enumerate(block):
-            mask = mask.repeat_interleave(repeats, dimension)
-        return oriented(mask, weight)
+        grid = [n // b for n, b in zip(weight.oriented, self._block(weight), strict=True)]
+        return self._spread(random_subset(math.prod(grid), nonzeros // self.size, generator).view(grid), weight)
+
+    def best(self, weight: Geometry, nonzeros: int, scores: Tensor) -> Tensor:
+        """Return the blocks with the largest sums of scores."""
+        sums = oriented(scores, weight)
+        for dimension, size in enumerate(self._block(weight)):
+            sums = sums.unflatten(dimension, (-1, size)).sum(dimension + 1)
+        chosen = smallest(-sums, nonzeros // self.size, torch.ones_like(sums, dtype=torch.bool))
+        return self._spread(chosen, weight)
+
+    def _block(self, weight: Geometry) -> tuple[int, ...]:
+        return self.shape + (1,) * (len(weight.shape) - len(self.shape))
+
+    def _spread(self, blocks: Tensor, weight: Geometry) -> Tensor:
+        for dimension, repeats in enumerate(self._block(weight)):
+            blocks = blocks.repeat_interleave(repeats, dimension)
+        return oriented(blocks, weight)
 
 
 def _names(shape: tuple[int, ...]) -> tuple[str, ...]:

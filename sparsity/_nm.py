@@ -76,3 +76,9 @@ class NM(Structure):
         groups = (outputs, *kernel, inputs // self.m, self.m)
         order = torch.rand(groups, generator=generator, dtype=torch.float64).argsort(-1)
         return oriented((order < self.n).flatten(-2).movedim(-1, 1), weight)
+
+    def best(self, weight: Geometry, nonzeros: int, scores: Tensor) -> Tensor:
+        """Return the ``n`` largest scores of each group."""
+        groups = oriented(scores, weight).movedim(1, -1).unflatten(-1, (-1, self.m))
+        ranks = groups.sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
+        return oriented((ranks < self.n).flatten(-2).movedim(-1, 1), weight)

@@ -17,14 +17,19 @@ from sparsity._errors import AllocationError, EngineError, MaskError, listed
 from sparsity._layer import Layer, Score
 from sparsity._masks import Masks, masks_of
 from sparsity._methods import Options
+from sparsity._pointwise import checked
 from sparsity._rewire import Amount, Scope, over_layers, per_layer
 from sparsity._rule import Rule, Target
 from sparsity._schedule import constant
 from sparsity._seed import seeded
+from sparsity._select import Candidate
 from sparsity._selectors import Selectors
 from sparsity._sharding import shard_masks
-from sparsity._sparsify import fold, sparsify
+from sparsity._sparsify import Draw, fold, masked, sparsify
+from sparsity._structure import Geometry, Structure
 from sparsity._survey import survey, warn_of_empty
+
+_ON_META = "The weights are on the meta device, without values to compare. Load them first."
 
 
 def prune(
@@ -36,6 +41,7 @@ def prune(
     seed: int = 0,
     *,
     include: Selectors = (),
+    structure: Structure | None = None,
 ) -> Masks:
     """Mask the weights of smallest score at once, in place; by magnitude in all layers together (Han et al. 2015).
 
@@ -51,10 +57,13 @@ def prune(
         skip: Weights to leave dense, as of `sparsify`, for a model without masks.
         seed: Of scores that are random.
         include: Embeddings and other weights to mask as well, as of `sparsify`, for a model without masks.
+        structure: Pattern of the masks, `NM` or `Blocks`, for a model without masks: the weights of largest score in
+            each group, or the blocks of largest sum in each layer, are kept. Densities are those of ``allocation``,
+            uniform by default.
 
     Raises:
         AllocationError: The sparsity is not in [0, 1), less than the model has, or the allocation can't be met.
-        MaskError: A weight is not finite, or ``skip`` is wrong.
+        MaskError: A weight is not finite; ``skip`` is wrong; or a weight does not fit the structure.
         EngineError: An engine is attached.
 
     Example:
@@ -62,7 +71,14 @@ def prune(
         >>> net = nn.Linear(16, 40)
         >>> sparsity.prune(net, 0.75).nonzeros
         160
+        >>> sparsity.prune(nn.Linear(16, 40), 0.5, structure=sparsity.NM(2, 4)).nonzeros
+        320
     """
+    if structure is not None:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise MaskError(_ON_META)
+        allocation = "uniform" if allocation is None else allocation
+        return masked(model, sparsity, allocation, skip, include, structure, _best(structure, score, seed))
     return _prune(model, sparsity, score, allocation, skip, include, seed, None)
 
 
@@ -208,10 +224,23 @@ def _prune(
     return masks
 
 
+def _best(structure: Structure, score: Score, seed: int) -> Draw:
+    def draw(candidate: Candidate, form: Geometry, nonzeros: int) -> Tensor:
+        weight, path = candidate.weight.detach(), candidate.path
+        every = torch.ones_like(weight, dtype=torch.bool)
+        layer = Layer(path, weight, every, None, seeded(weight.device, seed, path))
+        scores = checked(score(layer), layer).cpu()
+        if scores.isnan().any():
+            raise MaskError(f"The score of {path!r} is NaN somewhere, so that the smallest can't be told.")
+        return structure.best(form, nonzeros, scores)
+
+    return draw
+
+
 def _layers(masks: Masks, seed: int, loss: Callable[[], Tensor] | None) -> list[Layer]:
     parameters = {path: weight.parameter for path, weight in masks.weights.items()}
     if any(parameter.is_meta for parameter in parameters.values()):
-        raise MaskError("The weights are on the meta device, without values to compare. Load them first.")
+        raise MaskError(_ON_META)
     gradients: Mapping[str, Tensor | None] = dict.fromkeys(parameters)
     if loss is not None:
         value = loss()

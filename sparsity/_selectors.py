@@ -110,7 +110,7 @@ def selected(option: str, selectors: Selectors, model: nn.Module, sites: Sequenc
         if not hits:
             shown = selector.__qualname__ if isinstance(selector, type) else repr(selector)
             warnings.warn(
-                NoEffectWarning(f"{option}={shown} changed nothing: no {expected} is meant by it."), stacklevel=4
+                NoEffectWarning(f"{option}={shown} changed nothing: no {expected} is meant by it."), stacklevel=5
             )
         found |= hits
     return found

@@ -1,11 +1,12 @@
-"""Put random masks on a model, and take masks off."""
+"""Put masks on a model, random ones or others, and take masks off."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsity._allocation import Allocation, check_sparsity
@@ -15,7 +16,9 @@ from sparsity._seed import seeded
 from sparsity._select import COMPUTED, Candidate, Selection, select
 from sparsity._selectors import Selectors
 from sparsity._sharding import check_unsharded
-from sparsity._structure import Structure, Unstructured, geometry
+from sparsity._structure import Geometry, Structure, Unstructured, geometry
+
+Draw = Callable[[Candidate, Geometry, int], Tensor]
 
 
 def sparsify(
@@ -77,10 +80,29 @@ def sparsify(
         >>> masks.nonzeros, masks.total
         (160, 640)
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise MaskError(f"sparsify takes an nn.Module that is not scripted, got {type(model).__name__}.")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise MaskError(f"seed is an int, got {seed!r}.")
+    pattern = Unstructured() if structure is None else structure
+
+    def draw(candidate: Candidate, form: Geometry, nonzeros: int) -> Tensor:
+        # Drawn on the CPU whatever the device, so that the same seed means the same masks everywhere.
+        return pattern.draw(form, nonzeros, seeded("cpu", seed, candidate.path))
+
+    return masked(model, sparsity, allocation, skip, include, pattern, draw)
+
+
+def masked(
+    model: nn.Module,
+    sparsity: float,
+    allocation: Allocation,
+    skip: Selectors,
+    include: Selectors,
+    pattern: Structure,
+    draw: Draw,
+) -> Masks:
+    """Do as `sparsify`, with the masks that ``draw`` returns; its warnings point to the caller's caller."""
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise MaskError(f"sparsify takes an nn.Module that is not scripted, got {type(model).__name__}.")
     check_sparsity(sparsity)
     check_unsharded(model, "sparsify")
     model = unwrap(model)
@@ -96,16 +118,17 @@ def sparsify(
                 "sparsify changed nothing: the model has no linear, convolution or attention weight to mask"
                 + (f" (left dense: {selection.left})." if selection.left else ".")
             ),
-            stacklevel=2,
+            stacklevel=3,
         )
         return present
     _warn_of_computed(selection)
-    pattern = Unstructured() if structure is None else structure
     _check_fit(selection, pattern)
     shapes = {candidate.path: tuple(candidate.weight.shape) for candidate in selection.chosen}
     counts = pattern.counts(shapes, sparsity, allocation)
-    for candidate in selection.chosen:
-        _attach(candidate, counts[candidate.path], seed, pattern)
+    # All of them first, because a draw may fail.
+    drawn = [_drawn(candidate, counts[candidate.path], draw) for candidate in selection.chosen]
+    for candidate, mask in zip(selection.chosen, drawn, strict=True):
+        _attach(candidate, counts[candidate.path], pattern, mask)
     return masks_of(model)
 
 
@@ -138,7 +161,7 @@ def _warn_of_computed(selection: Selection) -> None:
             "Remove their parametrizations (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm) to "
             "mask them, or name them in skip.",
             SparsityWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -188,13 +211,15 @@ def _restore_position(module: nn.Module, name: str, position: int) -> None:
         parameters[each] = parameters.pop(each)
 
 
-def _attach(candidate: Candidate, nonzeros: int, seed: int, structure: Structure) -> None:
+def _drawn(candidate: Candidate, nonzeros: int, draw: Draw) -> Tensor:
     weight, form = candidate.weight, geometry(candidate.sites[0].module, candidate.weight.shape)
-    # Drawn on the CPU whatever the device, so that the same seed means the same masks everywhere.
     if weight.is_meta:
-        drawn = torch.zeros(form.shape, dtype=torch.bool, device="meta")
-    else:
-        drawn = structure.draw(form, nonzeros, seeded("cpu", seed, candidate.path))
+        return torch.zeros(form.shape, dtype=torch.bool, device="meta")
+    return draw(candidate, form, nonzeros)
+
+
+def _attach(candidate: Candidate, nonzeros: int, structure: Structure, drawn: Tensor) -> None:
+    weight = candidate.weight
     # Laid out like the weight, so that a channels-last weight meets a channels-last mask.
     mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(drawn)
     holder = Mask(mask, nonzeros, None if isinstance(structure, Unstructured) else structure)

@@ -13,7 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from sparsity._allocation import Allocation, allocate
 from sparsity._budget import Shapes
+from sparsity._errors import MaskError
 from sparsity._select import is_conv1d
+from sparsity._smallest import smallest
 from sparsity._subset import random_subset
 
 
@@ -71,6 +73,19 @@ class Structure(ABC):
     def draw(self, weight: Geometry, nonzeros: int, generator: torch.Generator) -> Tensor:
         """Return a random bool mask of the weight's shape, on the CPU."""
 
+    def best(self, weight: Geometry, nonzeros: int, scores: Tensor) -> Tensor:
+        """Return the bool mask of the weight's shape that keeps the largest sum of scores; of equal ones the first.
+
+        Args:
+            weight: The weight.
+            nonzeros: Number of nonzeros.
+            scores: On the CPU, of the weight's shape, not NaN.
+
+        Raises:
+            MaskError: The structure does not say how.
+        """
+        raise MaskError(f"{self} has no method best, so weights can't be chosen by scores. Write one, or use sparsify.")
+
     def misfits(self, path: str, module: nn.Module, parameter: nn.Parameter) -> bool:
         """Tell whether a weight can't have this structure, to leave it dense with ``skip``."""
         return parameter.ndim < 2 or self.misfit(geometry(module, parameter.shape)) is not None
@@ -91,3 +106,7 @@ class Unstructured(Structure):
     def draw(self, weight: Geometry, nonzeros: int, generator: torch.Generator) -> Tensor:
         """Return a random mask."""
         return random_subset(math.prod(weight.shape), nonzeros, generator).view(weight.shape)
+
+    def best(self, weight: Geometry, nonzeros: int, scores: Tensor) -> Tensor:
+        """Return the largest scores."""
+        return smallest(-scores, nonzeros, torch.ones_like(scores, dtype=torch.bool))
