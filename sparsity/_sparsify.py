@@ -231,5 +231,9 @@ def _attach(candidate: Candidate, nonzeros: int, structure: Structure, drawn: Te
         own_class(site.module)
         position = list(site.module._parameters).index(site.name)
         parametrize.register_parametrization(site.module, site.name, holder)
-        site.module.parametrizations[site.name].position = position  # pyright: ignore
+        chain = site.module.parametrizations[site.name]  # pyright: ignore
+        chain.position = position  # pyright: ignore
+        if site is not candidate.sites[0]:
+            # By this name `save_pretrained` of transformers learns which of two names of one tensor to leave out.
+            chain._tied_weights_keys = dict.fromkeys(("original", "0.mask"))  # pyright: ignore
     del holder.right_inverse

@@ -121,6 +121,35 @@ def test_trainer_accumulates_as_much_as_one_batch(tmp_path: Path) -> None:
     assert same(parts.path[-1], whole.path[-1])
 
 
+def test_trainer_saves_tied_weights_with_masks(tmp_path: Path) -> None:
+    """The output layer shares weight and mask with the embedding, and safetensors refuses two names of one tensor."""
+
+    def run(folder: Path, resume: Path | None = None, **options: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        config = tf.GPT2Config(
+            n_layer=1, n_head=2, n_embd=16, vocab_size=40, n_positions=16, bos_token_id=1, eos_token_id=1
+        )
+        model = tf.GPT2LMHeadModel(config)
+        masks = sparsity.sparsify(model, 0.7, include=sparsity.embeddings)
+        assert masks.tied == {"lm_head.weight": "transformer.wte.weight"}
+        ids = torch.randint(40, (24, 8), generator=torch.Generator().manual_seed(0))
+        rows = [{"input_ids": row, "labels": row} for row in ids]
+        arguments: dict[str, Any] = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "seed": 0}
+        quiet: dict[str, Any] = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "log_level": "error"}
+        others: dict[str, Any] = {"dataloader_pin_memory": False, "save_strategy": "no"}
+        made = InOrder(
+            model,
+            tf.TrainingArguments(str(folder), **{**arguments, **quiet, **others, **options}),
+            train_dataset=rows,  # type: ignore[arg-type]
+        )
+        sparsity.save_with_optimizer(sparsity.rigl(model, made.create_optimizer(), every=2))
+        made.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return model.state_dict()
+
+    whole = run(tmp_path, save_strategy="steps", save_steps=3)
+    assert same(run(tmp_path / "again", resume=tmp_path / "checkpoint-3"), whole)
+
+
 # Old names of arguments, which older versions know too.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*` is deprecated:FutureWarning")
 def test_trainer_with_checkpointed_activations(tmp_path: Path) -> None:
