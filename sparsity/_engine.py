@@ -47,8 +47,9 @@ class Engine:
 
     An update happens at the start of an optimizer step, from the weights and the gradients of this step, summed over
     the micro-batches since ``.grad`` was last None. It sets the dropped and grown weights, their gradients of this step
-    and every floating-point optimizer state of the weight's shape to zero there; statistics of whole rows and columns, as
-    Adafactor keeps, stay. A weight without a gradient in this step keeps its mask. If a gradient or weight is not finite, the update is left out.
+    and every floating-point optimizer state of the weight's shape to zero there; statistics of whole rows and columns,
+    as Adafactor keeps, stay. A weight without a gradient in this step keeps its mask. If a gradient or weight is not
+    finite, the update is left out; one with a ``target`` is made up for.
 
     In several processes (DistributedDataParallel) an update is made from the mean of their gradients, so that all come
     to the same masks; after each one they compare digests of them. Under FSDP2 (``fully_shard``, after `sparsify` and
