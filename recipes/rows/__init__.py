@@ -7,6 +7,7 @@ from recipes.rows._models import DigitsResnet, Llama, Model, Timm, Wrn
 from recipes.rows._overrides import overridden, settings_of
 from recipes.rows._recipe import Paper, Recipe, Row
 from recipes.rows._registry import PLACES, all_rows, find, home, matching, of_place
+from recipes.rows._spelling import spelled
 
 __all__ = [
     "C4",
@@ -30,4 +31,5 @@ __all__ = [
     "of_place",
     "overridden",
     "settings_of",
+    "spelled",
 ]

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fxsplit._errors import near_matches
@@ -19,9 +19,9 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
 
     Args:
         recipe: What to change.
-        changes: ``name=value`` each; the name of a setting, with as much of the path in front (``optimizer.lr``) as it
-            needs to be the only one. ``none`` is None; ``epochs=*.25`` a quarter of what the recipe has, so that the
-            rows of a table keep their proportions.
+        changes: ``name=value`` each, of several for one setting the last; the name of a setting, with as much of the
+            path in front (``optimizer.lr``) as it needs to be the only one. ``none`` is None; ``epochs=*.25`` a quarter
+            of what the recipe has, so that the rows of a table keep their proportions.
 
     Raises:
         RecipeError: There is no such setting, there are several, or the value is of the wrong type or out of range.
@@ -34,12 +34,8 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
     known = settings_of(recipe)
     values: dict[str, Any] = {}
     for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals:
-            raise RecipeError(f"--set takes name=value, got {change!r}.")
-        path = _resolve(name.strip(), known)
-        text = text.strip()
-        values[path] = _scaled(recipe, path, text) if text.startswith("*") else _parsed(path, text, known[path])
+        path, text = parted(change, known)
+        values[path] = value_of(recipe, path, text, known[path])
     return _replaced(recipe, values) if values else recipe
 
 
@@ -56,7 +52,28 @@ def settings_of(recipe: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _resolve(name: str, known: dict[str, Any]) -> str:
+def parted(change: str, known: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the path of the setting that a change is of, and the text of its value.
+
+    Raises:
+        RecipeError: It is no ``name=value``, or the name is that of no setting or of several.
+    """
+    name, equals, text = change.partition("=")
+    if not equals:
+        raise RecipeError(f"--set takes name=value, got {change!r}.")
+    return _resolve(name.strip(), known), text.strip()
+
+
+def value_of(recipe: Recipe, path: str, text: str, hint: Any) -> Any:
+    """Return the value that a text, ``.05`` or ``*.25``, gives a setting.
+
+    Raises:
+        RecipeError: It is of the wrong type.
+    """
+    return _scaled(recipe, path, text) if text.startswith("*") else parsed(path, text, hint)
+
+
+def _resolve(name: str, known: Mapping[str, Any]) -> str:
     matches = [path for path in known if path == name or path.endswith(f".{name}")]
     if len(matches) == 1 or name in matches:
         return name if name in matches else matches[0]
@@ -67,7 +84,12 @@ def _resolve(name: str, known: dict[str, Any]) -> str:
     raise RecipeError(f"The recipe has no setting {name!r}.{hint}")
 
 
-def _parsed(path: str, text: str, hint: Any) -> Any:
+def parsed(path: str, text: str, hint: Any) -> Any:
+    """Return the value that a text stands for.
+
+    Raises:
+        RecipeError: It is not of the setting's type, which ``hint`` is.
+    """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if text.lower() == "none" and type(None) in options:
         return None
