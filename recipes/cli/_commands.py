@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 
 from fxsplit._table import text_table
@@ -133,11 +134,13 @@ def table(options: argparse.Namespace) -> int:
 
     if options.format == "json":
         print(_collect.as_json(options.place, options.preset, options.out, options.set))
+        _hint(options.place, options)
         return 0
     headers, cells = _collect.table(
         options.place, options.preset, options.out, state=options.state, vote=options.vote, changes=options.set
     )
     print(_collect.markdown(headers, cells) if options.format == "markdown" else text_table(headers, cells))
+    _hint(options.place, options)
     return 0
 
 
@@ -150,7 +153,19 @@ def plot(options: argparse.Namespace) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(made.png())
     print(file)
+    _hint(f"figure{options.place}" if options.place.isdigit() else options.place, options)
     return 0
+
+
+def _hint(place: str, options: argparse.Namespace) -> None:
+    """Say on stderr which other options would show runs of rows that have none as asked for."""
+    from recipes.cli._collect import without
+    from recipes.cli._elsewhere import elsewhere
+    from recipes.rows import of_place
+
+    found = elsewhere(without(of_place(place), options.preset, options.out, options.set), options.out)
+    if found:
+        print(found, file=sys.stderr)
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {

@@ -73,15 +73,37 @@ def value_of(recipe: Recipe, path: str, text: str, hint: Any) -> Any:
     return _scaled(recipe, path, text) if text.startswith("*") else parsed(path, text, hint)
 
 
+def has_setting(change: str, known: Iterable[str]) -> bool:
+    """Tell whether a change names one of some settings, or several; what is no ``name=value`` counts as well."""
+    name, equals, _ = change.partition("=")
+    return not equals or bool(_matches(name.strip(), known))
+
+
+def no_setting(name: str, known: Iterable[str], lead: str = "The recipe has no") -> RecipeError:
+    """Make the error for a name that no setting has.
+
+    Args:
+        name: The name.
+        known: Settings that there are.
+        lead: Beginning of the message: what has none.
+    """
+    paths = list(known)
+    short = dict.fromkeys(path.rpartition(".")[2] for path in paths)
+    hint = near_matches(name, [*short, *paths]) or f" There are {', '.join(paths)}."
+    return RecipeError(f"{lead} setting {name!r}.{hint}")
+
+
+def _matches(name: str, known: Iterable[str]) -> list[str]:
+    return [path for path in known if path == name or path.endswith(f".{name}")]
+
+
 def _resolve(name: str, known: Mapping[str, Any]) -> str:
-    matches = [path for path in known if path == name or path.endswith(f".{name}")]
+    matches = _matches(name, known)
     if len(matches) == 1 or name in matches:
         return name if name in matches else matches[0]
     if matches:
         raise RecipeError(f"Several settings are called {name!r}: {', '.join(matches)}. Say which.")
-    short = [path.rpartition(".")[2] for path in known]
-    hint = near_matches(name, [*short, *known]) or f" There are {', '.join(known)}."
-    raise RecipeError(f"The recipe has no setting {name!r}.{hint}")
+    raise no_setting(name, known)
 
 
 def parsed(path: str, text: str, hint: Any) -> Any:
