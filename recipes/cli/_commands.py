@@ -91,8 +91,9 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure finished runs on more than their test part."""
     if options.seeds < 1:
         raise RecipeError(f"seeds must be at least 1, got {options.seeds}.")
-    from recipes.cli._evaluate import Questions, headlines, measure_more
+    from recipes.cli._evaluate import headlines, measure_more
     from recipes.cli._folder import Choice
+    from recipes.cli._inputs import Questions, look_up
     from recipes.data import corruption_names
     from recipes.training import processes
 
@@ -108,11 +109,11 @@ def evaluate(options: argparse.Namespace) -> int:
         tasks=_tasks(options.tasks),
         limit=options.limit,
     )
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    inputs = look_up(choice, seeds, options.out, options.data_root, options.state, asked)
     with processes(options.device) as together:
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            page, known = measure_more(
-                choice, seed, options.out, options.data_root, together.device, options.state, asked
-            )
+        for seed in seeds:
+            page, known = measure_more(choice, seed, options.out, inputs, together.device, options.state)
             print(f"{choice.title} seed {seed}, {options.state} state")
             for line in headlines(known):
                 print(f"  {line}")
