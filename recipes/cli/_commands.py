@@ -40,7 +40,7 @@ def list_rows(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    """Print a recipe's settings by the names that --set takes, and the paper's numbers."""
+    """Print a recipe's settings by the names that --set takes, which preset they are of, and the paper's numbers."""
     from recipes.cli._folder import Choice
     from recipes.cli._report import setting
     from recipes.rows import settings_of
@@ -48,6 +48,8 @@ def show(options: argparse.Namespace) -> int:
     choice = Choice.of(options.row, options.preset, options.set)
     row, recipe = choice.row, choice.recipe
     print(f"{choice.title}: {row.label}")
+    others = " or ".join(f"--preset {name}" for name in row.presets if name != choice.preset)
+    print(f"preset {choice.preset}; {others} shows the other{'s' if len(row.presets) > 2 else ''}")
     if row.note:
         print(row.note)
     published = {key: value for key, value in dataclasses.asdict(row.paper).items() if value not in (None, "")}

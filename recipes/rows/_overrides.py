@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,31 @@ from typing import Any
 
 from fxsplit._errors import near_matches
 from recipes._errors import RecipeError
+from recipes.rows._plain import plain
 from recipes.rows._recipe import Recipe
+
+_ALIASES = {
+    "learning_rate": "lr",
+    "rate": "lr",
+    "wd": "weight_decay",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "n_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "num_heads": "members",
+    "ensemble_size": "members",
+    "amp": "precision",
+    "dtype": "precision",
+    "dataset": "name",
+    "grad_clip": "clip",
+    "milestones": "drops",
+    "update_freq": "every",
+}
+"""Other names of settings."""
+
+_TUPLES = {float: "(.25,.5)", int: "(1,2)", tuple[float, float]: "((.5,1),(1,.1))"}
+"""Examples of tuples by what is in them, if it is no text."""
 
 
 def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
@@ -89,7 +114,11 @@ def no_setting(name: str, known: Iterable[str], lead: str = "The recipe has no")
     """
     paths = list(known)
     short = dict.fromkeys(path.rpartition(".")[2] for path in paths)
-    hint = near_matches(name, [*short, *paths]) or f" There are {', '.join(paths)}."
+    # Names that other programs have for a setting look like another setting of ours, or like none.
+    others = {other: ours for other, ours in _ALIASES.items() if ours in short}
+    alias = difflib.get_close_matches(name.lower().replace("-", "_"), others, n=1, cutoff=0.85)
+    hint = f" Did you mean {others[alias[0]]!r}?" if alias else near_matches(name, [*short, *paths])
+    hint = hint or f" There are {', '.join(paths)}."
     return RecipeError(f"{lead} setting {name!r}.{hint}")
 
 
@@ -132,7 +161,17 @@ def parsed(path: str, text: str, hint: Any) -> Any:
     if str in options:
         return text
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise RecipeError(f"{path} must be of type {wanted}, got {text!r}.")
+    raise RecipeError(f"{path} must be of type {wanted}, got {text!r}.{_tuple_hint(path, value, options)}")
+
+
+def _tuple_hint(path: str, value: Any, options: tuple[Any, ...]) -> str:
+    kinds = [typing.get_args(option) for option in options if (typing.get_origin(option) or option) is tuple]
+    if not kinds or isinstance(value, tuple):
+        return ""
+    name = path.rpartition(".")[2]
+    several = _TUPLES.get(kinds[0][0], "('stages.0.0','stages.1.0')")
+    alone = "" if typing.get_origin(kinds[0][0]) is tuple else f", of one value as {name}={plain((value,))}"
+    return f" Write a tuple as {name}={several}{alone}."
 
 
 def _scaled(recipe: Recipe, path: str, text: str) -> float:

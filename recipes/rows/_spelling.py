@@ -7,6 +7,7 @@ from typing import Any
 
 from recipes._errors import RecipeError
 from recipes.rows._overrides import parsed, parted, settings_of, value_of
+from recipes.rows._plain import plain
 from recipes.rows._recipe import Recipe
 
 
@@ -43,9 +44,9 @@ def _shortest(path: str, known: Iterable[str]) -> str:
 def _text(recipe: Recipe, path: str, text: str, hint: Any) -> str:
     value = value_of(recipe, path, text, hint)
     if text.startswith("*"):
-        return f"*{_plain(float(text[1:]))}"
+        return f"*{plain(float(text[1:]))}"
     # A text that reads as a number, and the like, needs its quotes to stay one.
-    for candidate in (_plain(value), repr(value)):
+    for candidate in (plain(value), repr(value)):
         if not candidate.startswith("*") and candidate == candidate.strip() and _reads(candidate, value, path, hint):
             return candidate
     return text
@@ -57,16 +58,3 @@ def _reads(text: str, value: Any, path: str, hint: Any) -> bool:
     except RecipeError:
         return False
     return type(again) is type(value) and again == value
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, tuple):
-        inner = ",".join(repr(each) if isinstance(each, str) else _plain(each) for each in value)
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else _short(repr(value))
-    return str(value)
-
-
-def _short(number: str) -> str:
-    return number.replace("0.", ".", 1) if number.startswith(("0.", "-0.")) else number

@@ -224,7 +224,14 @@ class TestErrors:
             (["run", "table3/mimo-m2-rho0.6", "--set", "batch_size=1"], "batch_size"),
             (["show", "table2/tree"], "Unknown row"),
             (["list", "tabel"], "No row matches"),
+            (["run", "table2/treenet-m3", "--set", "learning_rate=1"], "Did you mean 'lr'?"),
+            (["run", "--prest", "small", "table2/treenet-m3"], "run has no option '--prest'. Did you mean '--preset'?"),
+            (["show", "table2/treenet-m3", "--prest=small"], "show has no option '--prest'. Did you mean '--preset'?"),
+            (["show", "table2/treenet-m3", "--xyzzy"], "'--xyzzy'. All that it takes: python -m recipes show --help"),
+            (["show", "table2/treenet-m3", "small"], "show takes no 'small'."),
             (["table", "9"], "There is no 'table9'"),
+            (["table", "5"], "Table 5 is of runs of table4: python -m recipes evaluate ROW --tasks."),
+            (["list", "table5"], "Table 5 is of runs of table4: python -m recipes evaluate ROW --tasks."),
             (["table", "2", "--set", "momentom=1"], "Did you mean 'momentum'"),
             (["plot", "figure3", "--preset", "smal"], "Unknown preset 'smal'"),
             (["tabel"], "unknown command 'tabel'. Did you mean 'table'?"),
@@ -253,6 +260,13 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "training.optimizer.lr = 0.05" in shown
     assert "paper: accuracy 83.8, nll 0.681, ece 0.044, train 0.85, inference 0.47" in shown
+    assert "table2/neurotrails-m3-s0.8 (small, lr=.05): NeuroTrails" in shown
+    assert "preset small; --preset paper or --preset released shows the others" in shown
+    assert "training.epochs = 54" in shown
+    assert main(["show", "table2/neurotrails-m3-s0.8", "--preset", "paper"]) == 0
+    assert "training.epochs = 450" in capsys.readouterr().out
+    assert main(["show", "table2/mimo-m3", "--preset", "paper"]) == 0
+    assert "preset paper; --preset small shows the other\n" in capsys.readouterr().out
     assert main(["show", "table2/single-dense"]) == 0
     assert "3.6e17 FLOPs" in capsys.readouterr().out
     assert main(["table", "2", "--out", "nowhere"]) == 0
