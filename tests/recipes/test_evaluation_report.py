@@ -107,6 +107,14 @@ def test_sweeps_show_mean_and_spread_in_order() -> None:
     assert lines(PLOTS["ensemble-size"](), axes=1)["a & b"] == ([2, 4, 8], [0.5, 0.9, 1.7])
 
 
+@pytest.mark.parametrize("sizes", [(3,), (1, 2, 5)])
+def test_ticks_are_the_sizes_that_were_measured(sizes: tuple[int, ...]) -> None:
+    accuracies = {"c": {size: [0.5] for size in sizes}}
+    figure = drawn(ensemble_size_plot(accuracies, {"c": dict.fromkeys(sizes, 1.0)}, LOOK))
+    for axes in figure.axes:
+        assert list(axes.get_xticks()) == list(sizes)
+
+
 def test_training_plot_has_accuracy_left_and_disagreement_right() -> None:
     left, right = drawn(PLOTS["training"]()).axes
     assert list(left.get_lines()[0].get_ydata()) == [0.2, 0.4]  # type: ignore[arg-type]
