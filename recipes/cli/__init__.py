@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fxsplit._errors import FxSplitError, near_matches
 from recipes._errors import RecipeError
 from recipes.cli._commands import COMMANDS
-from recipes.cli._parser import parser
+from recipes.cli._parser import parser, unknown
 from sparsity import SparsityError
 
 __all__ = ["COMMANDS", "main", "parser"]
@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = near_matches(given[0], COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
         print(f"python -m recipes: unknown command {given[0]!r}.{hint}", file=sys.stderr)
         return 2
-    options = parser().parse_args(given)
+    options, rest = parser().parse_known_args(given)
+    if rest:
+        print(f"python -m recipes: {unknown(options, rest)}", file=sys.stderr)
+        return 2
     try:
         status = COMMANDS[options.command](options)
         sys.stdout.flush()

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes._errors import RecipeError
 from recipes._tables import mean_std
-from recipes.cli._folder import RESULT, Choice
+from recipes.cli._fitting import check, fitting, refusal
+from recipes.cli._folder import RESULT
 from recipes.rows import Row, find, of_place
 from recipes.training import read_json
 
@@ -49,31 +49,17 @@ class Runs:
 
 
 def finished(row: Row, preset: str, out: Path, changes: Sequence[str] = ()) -> Runs:
-    """Read the finished runs of a row; there are none of a row without the preset or a setting that was changed."""
-    if _refusal(row, preset, changes) is not None:
+    """Read the finished runs of a row, changed as far as it has such settings; none of a row without the preset."""
+    if refusal(row, preset, changes) is not None:
         return Runs(row, [])
-    first = Choice.of(row.name, preset, changes).folder(out, 0).parent
+    first = fitting(row, preset, changes).folder(out, 0).parent
     files = sorted(first.glob(f"seed*/{RESULT}"), key=lambda file: int(file.parent.name.removeprefix("seed")))
     return Runs(row, [read_json(file) for file in files])
 
 
-def check(place: str, preset: str, changes: Sequence[str] = ()) -> None:
-    """Make sure that some row of a table has a preset and the settings that were changed.
-
-    Raises:
-        RecipeError: None has.
-    """
-    refusals = [_refusal(row, preset, changes) for row in of_place(place)]
-    if refusals[0] is not None and None not in refusals:
-        raise refusals[0]
-
-
-def _refusal(row: Row, preset: str, changes: Sequence[str]) -> RecipeError | None:
-    try:
-        Choice.of(row.name, preset, changes)
-    except RecipeError as error:
-        return error
-    return None
+def without(rows: Sequence[Row], preset: str, out: Path, changes: Sequence[str] = ()) -> list[Row]:
+    """Return the rows that have no finished run."""
+    return [row for row in rows if not finished(row, preset, out, changes).results]
 
 
 def table(
@@ -87,10 +73,10 @@ def table(
         out: Folder of all runs.
         state: ``last`` or ``best``, the latter chosen on the validation part.
         vote: ``prob`` or ``logit``: what the heads average.
-        changes: Settings that the runs were changed by.
+        changes: Settings that the runs were changed by; each row takes those that it has.
 
     Raises:
-        RecipeError: There is no such table.
+        RecipeError: There is no such table, or none of its rows has a setting.
     """
     check(place, preset, changes)
     rows = [finished(row, preset, out, changes) for row in of_place(place)]
@@ -99,11 +85,23 @@ def table(
     headers = ["system", "seeds"]
     for column in columns:
         headers += [column.title, "paper"]
-    headers += ["parameters", "nonzero", "inference, uniform", "masks", "paper", "training, uniform", "masks", "paper"]
+    # The paper prints sizes in Table 15 only, which compares networks of one size.
+    sizes = any(row.row.paper.parameters is not None for row in rows)
+    headers += [
+        "parameters",
+        *(["paper"] if sizes else []),
+        "nonzero",
+        "inference, uniform",
+        "masks",
+        "paper",
+        "training, uniform",
+        "masks",
+        "paper",
+    ]
     cells = []
     for runs in rows:
         reference = finished(find(runs.row.reference), preset, out, changes) if runs.row.reference else runs
-        cells.append(_cells(runs, reference, columns, state, vote))
+        cells.append(_cells(runs, reference, columns, state, vote, sizes))
     return headers, cells
 
 
@@ -135,7 +133,7 @@ _LANGUAGE = (
 )
 
 
-def _cells(runs: Runs, reference: Runs, columns: Sequence[_Column], state: str, vote: str) -> list[str]:
+def _cells(runs: Runs, reference: Runs, columns: Sequence[_Column], state: str, vote: str, sizes: bool) -> list[str]:
     paper, results = runs.row.paper, runs.results
     cells = [runs.row.label, str(len(results)) if results else MISSING]
     for column in columns:
@@ -145,7 +143,8 @@ def _cells(runs: Runs, reference: Runs, columns: Sequence[_Column], state: str, 
             MISSING if published is None else column.printed(published),
         ]
     cost = results[0]["costs"] if results else {}
-    cells += [_count(cost.get("parameters")), _count(cost.get("nonzeros"))]
+    cells += [_count(cost.get("parameters")), *([_count(paper.parameters)] if sizes else [])]
+    cells.append(_count(cost.get("nonzeros")))
     for kind, published in (("inference", paper.inference), ("training", paper.train)):
         one = reference.flops(kind, "dense")
         cells += [_ratio(runs.flops(kind, convention), one) for convention in ("uniform", "masks")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 
 from fxsplit._table import text_table
@@ -39,7 +40,7 @@ def list_rows(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    """Print a recipe's settings by the names that --set takes, and the paper's numbers."""
+    """Print a recipe's settings by the names that --set takes, which preset they are of, and the paper's numbers."""
     from recipes.cli._folder import Choice
     from recipes.cli._report import setting
     from recipes.rows import settings_of
@@ -47,6 +48,8 @@ def show(options: argparse.Namespace) -> int:
     choice = Choice.of(options.row, options.preset, options.set)
     row, recipe = choice.row, choice.recipe
     print(f"{choice.title}: {row.label}")
+    others = " or ".join(f"--preset {name}" for name in row.presets if name != choice.preset)
+    print(f"preset {choice.preset}; {others} shows the other{'s' if len(row.presets) > 2 else ''}")
     if row.note:
         print(row.note)
     published = {key: value for key, value in dataclasses.asdict(row.paper).items() if value not in (None, "")}
@@ -90,8 +93,9 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure finished runs on more than their test part."""
     if options.seeds < 1:
         raise RecipeError(f"seeds must be at least 1, got {options.seeds}.")
-    from recipes.cli._evaluate import Questions, headlines, measure_more
+    from recipes.cli._evaluate import headlines, measure_more
     from recipes.cli._folder import Choice
+    from recipes.cli._inputs import Questions, look_up
     from recipes.data import corruption_names
     from recipes.training import processes
 
@@ -107,11 +111,11 @@ def evaluate(options: argparse.Namespace) -> int:
         tasks=_tasks(options.tasks),
         limit=options.limit,
     )
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    inputs = look_up(choice, seeds, options.out, options.data_root, options.state, asked)
     with processes(options.device) as together:
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            page, known = measure_more(
-                choice, seed, options.out, options.data_root, together.device, options.state, asked
-            )
+        for seed in seeds:
+            page, known = measure_more(choice, seed, options.out, inputs, together.device, options.state)
             print(f"{choice.title} seed {seed}, {options.state} state")
             for line in headlines(known):
                 print(f"  {line}")
@@ -133,11 +137,13 @@ def table(options: argparse.Namespace) -> int:
 
     if options.format == "json":
         print(_collect.as_json(options.place, options.preset, options.out, options.set))
+        _hint(options.place, options)
         return 0
     headers, cells = _collect.table(
         options.place, options.preset, options.out, state=options.state, vote=options.vote, changes=options.set
     )
     print(_collect.markdown(headers, cells) if options.format == "markdown" else text_table(headers, cells))
+    _hint(options.place, options)
     return 0
 
 
@@ -150,7 +156,19 @@ def plot(options: argparse.Namespace) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(made.png())
     print(file)
+    _hint(f"figure{options.place}" if options.place.isdigit() else options.place, options)
     return 0
+
+
+def _hint(place: str, options: argparse.Namespace) -> None:
+    """Say on stderr which other options would show runs of rows that have none as asked for."""
+    from recipes.cli._collect import without
+    from recipes.cli._elsewhere import elsewhere
+    from recipes.rows import of_place
+
+    found = elsewhere(without(of_place(place), options.preset, options.out, options.set), options.out)
+    if found:
+        print(found, file=sys.stderr)
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {

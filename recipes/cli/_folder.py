@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.rows import Recipe, Row, find, home, overridden
+from recipes.rows import Recipe, Row, find, home, overridden, spelled
 from recipes.training import CHECKPOINT, DONE, TrainingError, read_json, write_json
 
 RESULT = "result.json"
 RECIPE = "recipe.json"
+LONGEST = 200
+"""Bytes of a folder's name."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Choice:
     Args:
         row: The row.
         preset: Name of the preset.
-        changes: ``name=value`` each.
+        changes: ``name=value`` each, as `spelled` spells them.
     """
 
     row: Row
@@ -35,7 +39,8 @@ class Choice:
         Raises:
             RecipeError: There is no such row, preset or setting.
         """
-        choice = cls(find(name), preset, tuple(sorted(change.replace(" ", "") for change in changes)))
+        row = find(name)
+        choice = cls(row, preset, spelled(row.recipe(preset), changes))
         _ = choice.recipe
         return choice
 
@@ -51,13 +56,22 @@ class Choice:
 
     def folder(self, out: Path, seed: int) -> Path:
         """Return the folder of a seed: that of the first row with the same recipe."""
-        name = home(self.row, self.preset).name
-        return (
-            out
-            / name
-            / "+".join((self.preset, *(c.replace("/", "_").replace("*", "x") for c in self.changes)))
-            / f"seed{seed}"
-        )
+        settings = "+".join((self.preset, *(c.replace("/", "_").replace("*", "x") for c in self.changes)))
+        return out / home(self.row, self.preset).name / _shortened(settings) / f"seed{seed}"
+
+    @property
+    def options(self) -> str:
+        """The options of the command line that choose it, quoted for a shell: ``--preset small --set 'epochs=*.5'``."""
+        return " ".join(("--preset", self.preset, *(f"--set {shlex.quote(change)}" for change in self.changes)))
+
+
+def _shortened(name: str) -> str:
+    """A name that file systems take, which allow for 255 bytes."""
+    whole = name.encode()
+    if len(whole) <= LONGEST:
+        return name
+    digest = f"-{hashlib.sha256(whole).hexdigest()[:12]}"
+    return whole[: LONGEST - len(digest)].decode(errors="ignore") + digest
 
 
 def claim(folder: Path, recipe: Recipe, seed: int, *, resume: bool) -> bool:

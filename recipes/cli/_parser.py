@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from fxsplit._errors import near_matches
 from recipes._settings import Settings
 from recipes.training import Runtime
 
 PRESETS = "paper, released or small"
+_NO_OPTIONS = ("command", "row", "place", "pattern")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,6 +27,22 @@ def parser() -> argparse.ArgumentParser:
     _table(commands)
     _plot(commands)
     return top
+
+
+def unknown(options: argparse.Namespace, rest: Sequence[str]) -> str:
+    """Say what is wrong with arguments that a command does not take.
+
+    Args:
+        options: Those that it takes.
+        rest: The others.
+    """
+    name = next((each.partition("=")[0] for each in rest if each.startswith("-")), None)
+    if name is None:
+        text = f"{options.command} takes no {rest[0]!r}."
+    else:
+        known = [f"--{each.replace('_', '-')}" for each in vars(options) if each not in _NO_OPTIONS]
+        text = f"{options.command} has no option {name!r}.{near_matches(name, known, limit=1)}"
+    return f"{text} All that it takes: python -m recipes {options.command} --help."
 
 
 def _demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -52,10 +71,8 @@ def _list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser("show", help="show a row: its settings, as --set takes them, and the paper's numbers")
     command.add_argument("row")
-    command.add_argument("--preset", default="paper", help=PRESETS)
-    command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting; NAME=*X multiplies it"
-    )
+    command.add_argument("--preset", default="small", help=f"{PRESETS}, by default small")
+    _settings(command, "change a setting; NAME=*X multiplies it")
 
 
 def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

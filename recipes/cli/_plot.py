@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fxsplit._errors import near_matches
 from recipes._errors import RecipeError
-from recipes.cli._collect import Runs, check, finished
-from recipes.cli._folder import Choice
+from recipes.cli._collect import Runs, finished
+from recipes.cli._elsewhere import elsewhere
+from recipes.cli._fitting import check, fitting
 from recipes.evaluation import Plot, blocks_plot, ensemble_size_plot, looks, sparsity_plot, training_plot
 from recipes.methods import Tree
 from recipes.rows import Recipe, Wrn, find, of_place
@@ -24,7 +25,7 @@ def plot(place: str, preset: str, out: Path, changes: Sequence[str] = ()) -> Plo
         place: ``figure3``, ``figure5``, ``figure6`` or ``figure7``.
         preset: Which runs.
         out: Folder of all runs.
-        changes: Settings that the runs were changed by.
+        changes: Settings that the runs were changed by; each row takes those that it has.
 
     Raises:
         RecipeError: There is no such figure, or no run of it is finished.
@@ -37,11 +38,17 @@ def plot(place: str, preset: str, out: Path, changes: Sequence[str] = ()) -> Plo
     check(name, preset, changes)
     found = [runs for row in of_place(name) if (runs := finished(row, preset, out, changes)).results]
     if not found:
+        others = elsewhere(of_place(name), out)
         raise RecipeError(
-            f"No run of {name} is finished in {out} with the preset {preset!r}. List its rows: python -m recipes list "
-            f"{name}; run one: python -m recipes run {of_place(name)[0].name} --preset {preset}."
+            f"No run of {name} is finished in {out} with the preset {preset!r}{_as_changed(changes)}. List its rows: "
+            f"python -m recipes list {name}; run one: python -m recipes run {of_place(name)[0].name} --preset {preset}."
+            + (f"\n{others}" if others else "")
         )
     return _FIGURES[name](found, preset, out, changes)
+
+
+def _as_changed(changes: Sequence[str]) -> str:
+    return f" and {', '.join(changes)}" if changes else ""
 
 
 def _sweep(
@@ -49,7 +56,7 @@ def _sweep(
 ) -> dict[str, dict[float, list[float]]]:
     accuracies: dict[str, dict[float, list[float]]] = {}
     for runs in found:
-        label, x = point(Choice.of(runs.row.name, preset, changes).recipe)
+        label, x = point(fitting(runs.row, preset, changes).recipe)
         accuracies.setdefault(label, {})[x] = runs.metric("accuracy_prob", "last")
     return accuracies
 
@@ -80,7 +87,7 @@ def _figure3(found: Sequence[Runs], preset: str, out: Path, changes: Sequence[st
 
 
 def _figure5(found: Sequence[Runs], preset: str, out: Path, changes: Sequence[str]) -> Plot:
-    choice = Choice.of(found[0].row.name, preset, changes)
+    choice = fitting(found[0].row, preset, changes)
     log = choice.folder(out, found[0].results[0]["seed"]) / "network-0" / "log.csv"
     return training_plot([{name: float(value) for name, value in row.items()} for row in read_rows(log)])
 
@@ -89,10 +96,15 @@ def _figure6(found: Sequence[Runs], preset: str, out: Path, changes: Sequence[st
     accuracies = _sweep(found, preset, changes, _size)
     single = finished(find(found[0].row.reference), preset, out, changes).flops("inference", "dense")
     if single is None:
-        raise RecipeError(f"FLOPs are drawn relative to {found[0].row.reference}, which is not finished. Run it too.")
+        reference = find(found[0].row.reference)
+        others = elsewhere([reference], out)
+        raise RecipeError(
+            f"FLOPs are drawn relative to {reference.name}, which is not finished with the preset {preset!r}"
+            f"{_as_changed(changes)}. Run it too." + (f"\n{others}" if others else "")
+        )
     flops: dict[str, dict[int, float]] = {label: {} for label in accuracies}
     for runs in found:
-        recipe = Choice.of(runs.row.name, preset, changes).recipe
+        recipe = fitting(runs.row, preset, changes).recipe
         flops[_size(recipe)[0]][recipe.method.heads] = (runs.flops("inference", "masks") or 0) / single
     return ensemble_size_plot(accuracies, flops, looks(accuracies))
 

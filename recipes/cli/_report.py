@@ -59,8 +59,7 @@ def write_report(
 
 def command(choice: Choice) -> str:
     """Return the command line that runs a choice."""
-    changes = "".join(f" --set {change}" for change in choice.changes)
-    return f"python -m recipes run {choice.row.name} --preset {choice.preset}{changes}"
+    return f"python -m recipes run {choice.row.name} {choice.options}"
 
 
 def setting(recipe: Any, path: str) -> Any:

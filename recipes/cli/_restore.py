@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 import fxsplit
 from recipes.cli._execute import first_seed, maker
 from recipes.cli._folder import RESULT, Choice
+from recipes.cli._report import command
 from recipes.rows import Material
 from recipes.training import TrainingError, read_tensors
 
@@ -42,10 +44,9 @@ def check_finished(choice: Choice, out: Path, seed: int, state: str) -> None:
     """
     folder = choice.folder(out, seed)
     if not (folder / RESULT).exists():
-        changes = "".join(f" --set {change}" for change in choice.changes)
         raise TrainingError(
-            f"There is no finished run in {folder}. Make it with: python -m recipes run {choice.row.name} "
-            f"--preset {choice.preset}{changes} --first-seed {seed} --out {out}"
+            f"There is no finished run in {folder}. Make it with: {command(choice)} --first-seed {seed} --out "
+            f"{shlex.quote(str(out))}"
         )
     if not any((folder / f"{state}.{kind}").exists() for kind in ("safetensors", "pt")):
         raise TrainingError(

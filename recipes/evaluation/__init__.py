@@ -30,7 +30,8 @@ from recipes.evaluation._pairs import (
 )
 from recipes.evaluation._predict import Predictions, evaluation_mode, head_logits, head_outputs, logits_of, predict
 from recipes.evaluation._quality import accuracy, brier, nll, quality
-from recipes.evaluation._run_report import write_run_report
+from recipes.evaluation._run_report import METRICS, write_run_report
+from recipes.evaluation._sections import further_title
 from recipes.evaluation._selective import aurc, risk_coverage
 from recipes.evaluation._sweeps import blocks_plot, ensemble_size_plot, sparsity_plot, training_plot
 from recipes.evaluation._temperature import Temperature, after_vote, before_vote, fit_temperature
@@ -41,6 +42,7 @@ __all__ = [
     "ECE_BINS",
     "FEWEST",
     "HEADLINE",
+    "METRICS",
     "OOD_SCORES",
     "TABLE_5_TASKS",
     "EvaluationError",
@@ -74,6 +76,7 @@ __all__ = [
     "evaluate_heads",
     "evaluation_mode",
     "fit_temperature",
+    "further_title",
     "harness_model",
     "head_features",
     "head_logits",

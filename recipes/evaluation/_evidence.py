@@ -26,6 +26,7 @@ class Evidence:
         features: Features of every head by module, see `head_features`, for CKA; logits are compared anyway.
         history: A row per epoch, see `training_plot`.
         perplexity: Of a language model, by the name of the text.
+        further: Further numbers by kind, ``tasks`` or ``sketch``, and name.
         costs: Names and texts: parameters, FLOPs by convention, wall time.
         settings: Names and texts: command, seed, versions.
         plots: Further figures, each with a caption.
@@ -40,6 +41,7 @@ class Evidence:
     features: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     perplexity: Mapping[str, Perplexity] = field(default_factory=dict)
+    further: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     costs: Sequence[tuple[str, str]] = ()
     settings: Sequence[tuple[str, str]] = ()
     plots: Sequence[tuple[Plot, str]] = ()

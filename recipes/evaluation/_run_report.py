@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from recipes import _report as html
 from recipes.evaluation._errors import EvaluationError
 from recipes.evaluation._evidence import Evidence
+from recipes.evaluation._merge import merged
 from recipes.evaluation._sections import PARTS, Part
 
+METRICS = "metrics.json"
 
-def write_run_report(folder: Path, known: Evidence) -> Path:
+
+def write_run_report(folder: Path, known: Evidence, earlier: Mapping[str, Any] | None = None) -> Path:
     """Write `report.html` (images inside), `metrics.json` and a PNG of each figure into a folder.
 
     Args:
         folder: Where to; made if it isn't there.
         known: What is known of the run.
+        earlier: Content of a `metrics.json` of the same run, which the new one keeps what is not measured again of.
 
     Returns:
         The page's path.
@@ -50,9 +56,10 @@ def write_run_report(folder: Path, known: Evidence) -> Path:
     for name, image in images.items():
         (folder / f"{name}.png").write_bytes(image)
     numbers = {key: value for part in parts for key, value in part.numbers.items()}
-    (folder / "metrics.json").write_text(
-        json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    content = merged(earlier or {}, _plain(numbers))
+    new = folder / f"{METRICS}.new"
+    new.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(new, folder / METRICS)
     (folder / "report.html").write_text(page, encoding="utf-8")
     return folder / "report.html"
 

@@ -170,6 +170,23 @@ def language_part(known: Evidence) -> Part | None:
     return Part("Language modelling", html.data_table(headers, rows), numbers=numbers)
 
 
+def numbers_part(known: Evidence) -> Part | None:
+    """Downstream tasks, and the quality on further data."""
+    if not any(known.further.values()):
+        return None
+    rows = [
+        (further_title(group, name), _show(value))
+        for group, numbers in known.further.items()
+        for name, value in numbers.items()
+    ]
+    return Part("Further data", html.facts(rows), numbers={group: dict(each) for group, each in known.further.items()})
+
+
+def further_title(group: str, name: str) -> str:
+    """Return what a further number is called: ``accuracy on piqa``."""
+    return {"tasks": f"accuracy on {name}", "sketch": f"ImageNet-Sketch, {name}"}.get(group, f"{group}, {name}")
+
+
 def facts_part(title: str, pick: Callable[[Evidence], Sequence[tuple[str, str]]]) -> Callable[[Evidence], Part | None]:
     """Make a section of names and texts."""
 
@@ -193,6 +210,7 @@ PARTS: tuple[Callable[[Evidence], Part | None], ...] = (
     temperature_part,
     outside_part,
     corruption_part,
+    numbers_part,
     training_part,
     further_part,
     facts_part("Cost", lambda known: known.costs),

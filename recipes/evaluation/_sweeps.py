@@ -81,8 +81,9 @@ def ensemble_size_plot(accuracies: Mapping[str, Sweep], flops: Mapping[str, Mapp
         left.set(xlabel="heads M", ylabel="test accuracy")
         right.set(xlabel="heads M", ylabel="inference FLOPs / single dense")
         right.set_ylim(bottom=0)
-        whole(left.xaxis)
-        whole(right.xaxis)
+        # Measured sizes only: of a single one matplotlib makes an axis of fractions, whose whole numbers overlap.
+        left.set_xticks(sorted({size for sweep in accuracies.values() for size in sweep}))
+        right.set_xticks(sorted({size for table in flops.values() for size in table}))
         left.legend(fontsize=8)
 
     return Plot("ensemble-size", draw, width=8.6)

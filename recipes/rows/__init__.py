@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from recipes.rows._data import C4, DataSet, ImageSet, Material, TextSet
 from recipes.rows._models import DigitsResnet, Llama, Model, Timm, Wrn
-from recipes.rows._overrides import overridden, settings_of
+from recipes.rows._overrides import has_setting, no_setting, overridden, settings_of
 from recipes.rows._recipe import Paper, Recipe, Row
 from recipes.rows._registry import PLACES, all_rows, find, home, matching, of_place
+from recipes.rows._spelling import spelled
 
 __all__ = [
     "C4",
@@ -25,9 +26,12 @@ __all__ = [
     "Wrn",
     "all_rows",
     "find",
+    "has_setting",
     "home",
     "matching",
+    "no_setting",
     "of_place",
     "overridden",
     "settings_of",
+    "spelled",
 ]

@@ -4,14 +4,39 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fxsplit._errors import near_matches
 from recipes._errors import RecipeError
+from recipes.rows._plain import plain
 from recipes.rows._recipe import Recipe
+
+_ALIASES = {
+    "learning_rate": "lr",
+    "rate": "lr",
+    "wd": "weight_decay",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "n_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "num_heads": "members",
+    "ensemble_size": "members",
+    "amp": "precision",
+    "dtype": "precision",
+    "dataset": "name",
+    "grad_clip": "clip",
+    "milestones": "drops",
+    "update_freq": "every",
+}
+"""Other names of settings."""
+
+_TUPLES = {float: "(.25,.5)", int: "(1,2)", tuple[float, float]: "((.5,1),(1,.1))"}
+"""Examples of tuples by what is in them, if it is no text."""
 
 
 def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
@@ -19,9 +44,9 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
 
     Args:
         recipe: What to change.
-        changes: ``name=value`` each; the name of a setting, with as much of the path in front (``optimizer.lr``) as it
-            needs to be the only one. ``none`` is None; ``epochs=*.25`` a quarter of what the recipe has, so that the
-            rows of a table keep their proportions.
+        changes: ``name=value`` each, of several for one setting the last; the name of a setting, with as much of the
+            path in front (``optimizer.lr``) as it needs to be the only one. ``none`` is None; ``epochs=*.25`` a quarter
+            of what the recipe has, so that the rows of a table keep their proportions.
 
     Raises:
         RecipeError: There is no such setting, there are several, or the value is of the wrong type or out of range.
@@ -34,12 +59,8 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
     known = settings_of(recipe)
     values: dict[str, Any] = {}
     for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals:
-            raise RecipeError(f"--set takes name=value, got {change!r}.")
-        path = _resolve(name.strip(), known)
-        text = text.strip()
-        values[path] = _scaled(recipe, path, text) if text.startswith("*") else _parsed(path, text, known[path])
+        path, text = parted(change, known)
+        values[path] = value_of(recipe, path, text, known[path])
     return _replaced(recipe, values) if values else recipe
 
 
@@ -56,18 +77,70 @@ def settings_of(recipe: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _resolve(name: str, known: dict[str, Any]) -> str:
-    matches = [path for path in known if path == name or path.endswith(f".{name}")]
+def parted(change: str, known: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the path of the setting that a change is of, and the text of its value.
+
+    Raises:
+        RecipeError: It is no ``name=value``, or the name is that of no setting or of several.
+    """
+    name, equals, text = change.partition("=")
+    if not equals:
+        raise RecipeError(f"--set takes name=value, got {change!r}.")
+    return _resolve(name.strip(), known), text.strip()
+
+
+def value_of(recipe: Recipe, path: str, text: str, hint: Any) -> Any:
+    """Return the value that a text, ``.05`` or ``*.25``, gives a setting.
+
+    Raises:
+        RecipeError: It is of the wrong type.
+    """
+    return _scaled(recipe, path, text) if text.startswith("*") else parsed(path, text, hint)
+
+
+def has_setting(change: str, known: Iterable[str]) -> bool:
+    """Tell whether a change names one of some settings, or several; what is no ``name=value`` counts as well."""
+    name, equals, _ = change.partition("=")
+    return not equals or bool(_matches(name.strip(), known))
+
+
+def no_setting(name: str, known: Iterable[str], lead: str = "The recipe has no") -> RecipeError:
+    """Make the error for a name that no setting has.
+
+    Args:
+        name: The name.
+        known: Settings that there are.
+        lead: Beginning of the message: what has none.
+    """
+    paths = list(known)
+    short = dict.fromkeys(path.rpartition(".")[2] for path in paths)
+    # Names that other programs have for a setting look like another setting of ours, or like none.
+    others = {other: ours for other, ours in _ALIASES.items() if ours in short}
+    alias = difflib.get_close_matches(name.lower().replace("-", "_"), others, n=1, cutoff=0.85)
+    hint = f" Did you mean {others[alias[0]]!r}?" if alias else near_matches(name, [*short, *paths])
+    hint = hint or f" There are {', '.join(paths)}."
+    return RecipeError(f"{lead} setting {name!r}.{hint}")
+
+
+def _matches(name: str, known: Iterable[str]) -> list[str]:
+    return [path for path in known if path == name or path.endswith(f".{name}")]
+
+
+def _resolve(name: str, known: Mapping[str, Any]) -> str:
+    matches = _matches(name, known)
     if len(matches) == 1 or name in matches:
         return name if name in matches else matches[0]
     if matches:
         raise RecipeError(f"Several settings are called {name!r}: {', '.join(matches)}. Say which.")
-    short = [path.rpartition(".")[2] for path in known]
-    hint = near_matches(name, [*short, *known]) or f" There are {', '.join(known)}."
-    raise RecipeError(f"The recipe has no setting {name!r}.{hint}")
+    raise no_setting(name, known)
 
 
-def _parsed(path: str, text: str, hint: Any) -> Any:
+def parsed(path: str, text: str, hint: Any) -> Any:
+    """Return the value that a text stands for.
+
+    Raises:
+        RecipeError: It is not of the setting's type, which ``hint`` is.
+    """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if text.lower() == "none" and type(None) in options:
         return None
@@ -88,7 +161,17 @@ def _parsed(path: str, text: str, hint: Any) -> Any:
     if str in options:
         return text
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise RecipeError(f"{path} must be of type {wanted}, got {text!r}.")
+    raise RecipeError(f"{path} must be of type {wanted}, got {text!r}.{_tuple_hint(path, value, options)}")
+
+
+def _tuple_hint(path: str, value: Any, options: tuple[Any, ...]) -> str:
+    kinds = [typing.get_args(option) for option in options if (typing.get_origin(option) or option) is tuple]
+    if not kinds or isinstance(value, tuple):
+        return ""
+    name = path.rpartition(".")[2]
+    several = _TUPLES.get(kinds[0][0], "('stages.0.0','stages.1.0')")
+    alone = "" if typing.get_origin(kinds[0][0]) is tuple else f", of one value as {name}={plain((value,))}"
+    return f" Write a tuple as {name}={several}{alone}."
 
 
 def _scaled(recipe: Recipe, path: str, text: str) -> float:

@@ -24,6 +24,9 @@ PLACES = {
     "figure7": _cifar.figure7,
 }
 
+_ELSEWHERE = {"table5": " Table 5 is of runs of table4: python -m recipes evaluate ROW --tasks."}
+"""Tables that are made by another command."""
+
 
 @lru_cache(maxsize=1)
 def all_rows() -> dict[str, Row]:
@@ -62,7 +65,7 @@ def matching(pattern: str = "*") -> list[Row]:
     found = [row for name, row in rows.items() if fnmatch.fnmatch(name, pattern)]
     found = found or [row for name, row in rows.items() if pattern in name]
     if not found:
-        hint = near_matches(pattern, [*PLACES, *rows]) or f" There are {', '.join(PLACES)}."
+        hint = _ELSEWHERE.get(pattern) or near_matches(pattern, [*PLACES, *rows]) or f" There are {', '.join(PLACES)}."
         raise RecipeError(f"No row matches {pattern!r}.{hint}")
     return found
 
@@ -75,7 +78,8 @@ def of_place(place: str) -> list[Row]:
     """
     name = f"table{place}" if place.isdigit() else place
     if name not in PLACES:
-        raise RecipeError(f"There is no {name!r}. There are {', '.join(PLACES)}.{near_matches(name, PLACES)}")
+        hint = _ELSEWHERE.get(name, near_matches(name, PLACES))
+        raise RecipeError(f"There is no {name!r}. There are {', '.join(PLACES)}.{hint}")
     return [row for row in all_rows().values() if row.place == name]
 
 

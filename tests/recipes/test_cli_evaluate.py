@@ -124,8 +124,52 @@ def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     result = json.loads(next((tmp_path / row).glob("*/seed0/result.json")).read_text())
     found = numbers(tmp_path, row)["perplexity"]["text"]["prob"]
     assert found == pytest.approx(result["metrics"]["last"]["perplexity_prob"], rel=1e-6)
+    assert numbers(tmp_path, row)["tasks"] == {"arc_easy": 0.25, "average": 0.25}
     page = next((tmp_path / row).glob("*/seed0/evaluation-last/report.html")).read_text()
     assert "accuracy on arc_easy" in page
+
+
+def test_what_was_measured_before_is_kept(root: Path, tmp_path: Path) -> None:
+    row = "table2/single-dense"
+    run(tmp_path, root, row, *SIZE)
+
+    def measured(*asked: str) -> dict[str, Any]:
+        assert evaluate(tmp_path, root, row, *SIZE, *asked) == 0
+        return numbers(tmp_path, row)
+
+    fog = measured("--corruptions", "fog", "--severities", "1", "5")
+    assert set(fog["corruption"]) == {"fog", "mean"}
+    both = measured("--corruptions", "contrast", "--severities", "5")
+    assert both["corruption"]["fog"] == fog["corruption"]["fog"]
+    accuracies = [both["corruption"][name]["5"] for name in ("fog", "contrast")]
+    assert both["corruption"]["mean"] == {"5": pytest.approx(sum(accuracies) / 2)}
+    three = measured("--outside", "cifar10")
+    assert set(three["ood"]) == {"cifar10"}
+    assert three["corruption"] == both["corruption"]
+    few = measured("--images", "8")
+    assert few["test"] != three["test"]
+    assert {key: few[key] for key in ("ood", "corruption")} == {key: three[key] for key in ("ood", "corruption")}
+    page = next((tmp_path / row).glob("*/seed0/evaluation-last/report.html")).read_text()
+    assert "metrics.json keeps what was measured before as well" in page
+
+
+def test_what_is_missing_is_said_before_anything_is_computed(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = "table2/single-dense"
+    run(tmp_path, root, row, *SIZE)
+    monkeypatch.setattr("recipes.cli._evaluate.predict", lambda *_, **__: pytest.fail("computed"))
+    for asked, message in (
+        (["--outside", "cifar10", "tiny-imagenet"], "Tiny-ImageNet is not in"),
+        (["--sketch"], "ImageNet-Sketch is not in"),
+        (["--corruptions", "fog", "--corrupted-from", str(tmp_path)], "CIFAR-100-C is not in"),
+        (["--corruptions", "fog", "--severities", "1", "7"], "severity must be 1 to 5, got 7"),
+        (["--seeds", "2"], "There is no finished run in"),
+        (["--modules", "stages.2.0"], "WRN has no heads"),
+        (["--tasks", "piqa"], "--tasks do not apply"),
+    ):
+        assert evaluate(tmp_path, root, row, *SIZE, *asked) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_tokenizers_as_the_harness_takes_them() -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ import recipes.cli._plot
 from recipes.cli import main
 from recipes.cli._folder import Choice
 from recipes.training import locked
+from tests.recipes._finished import finish
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--quiet", "--preset", "small"]
@@ -142,7 +142,7 @@ class TestFinished:
         assert ratios == [f"{inference:.2f}x"] * 2 + ["2.91x"] + [f"{training:.2f}x"] * 2 + ["2.91x"]
 
     def test_a_setting_that_not_all_rows_have(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        # Single networks have no heads; their row stays empty, and FLOPs are not relative to it.
+        # Single networks have no heads, so their row is that without the setting. It was not run: FLOPs stay absolute.
         assert run(out, self.row, *DIGITS, "--set", "members=2") == 0
         capsys.readouterr()
         assert main(["table", "3", "--out", str(out), *DIGITS, "--set", "members=2", "--format", "markdown"]) == 0
@@ -224,7 +224,14 @@ class TestErrors:
             (["run", "table3/mimo-m2-rho0.6", "--set", "batch_size=1"], "batch_size"),
             (["show", "table2/tree"], "Unknown row"),
             (["list", "tabel"], "No row matches"),
+            (["run", "table2/treenet-m3", "--set", "learning_rate=1"], "Did you mean 'lr'?"),
+            (["run", "--prest", "small", "table2/treenet-m3"], "run has no option '--prest'. Did you mean '--preset'?"),
+            (["show", "table2/treenet-m3", "--prest=small"], "show has no option '--prest'. Did you mean '--preset'?"),
+            (["show", "table2/treenet-m3", "--xyzzy"], "'--xyzzy'. All that it takes: python -m recipes show --help"),
+            (["show", "table2/treenet-m3", "small"], "show takes no 'small'."),
             (["table", "9"], "There is no 'table9'"),
+            (["table", "5"], "Table 5 is of runs of table4: python -m recipes evaluate ROW --tasks."),
+            (["list", "table5"], "Table 5 is of runs of table4: python -m recipes evaluate ROW --tasks."),
             (["table", "2", "--set", "momentom=1"], "Did you mean 'momentum'"),
             (["plot", "figure3", "--preset", "smal"], "Unknown preset 'smal'"),
             (["tabel"], "unknown command 'tabel'. Did you mean 'table'?"),
@@ -253,6 +260,13 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "training.optimizer.lr = 0.05" in shown
     assert "paper: accuracy 83.8, nll 0.681, ece 0.044, train 0.85, inference 0.47" in shown
+    assert "table2/neurotrails-m3-s0.8 (small, lr=.05): NeuroTrails" in shown
+    assert "preset small; --preset paper or --preset released shows the others" in shown
+    assert "training.epochs = 54" in shown
+    assert main(["show", "table2/neurotrails-m3-s0.8", "--preset", "paper"]) == 0
+    assert "training.epochs = 450" in capsys.readouterr().out
+    assert main(["show", "table2/mimo-m3", "--preset", "paper"]) == 0
+    assert "preset paper; --preset small shows the other\n" in capsys.readouterr().out
     assert main(["show", "table2/single-dense"]) == 0
     assert "3.6e17 FLOPs" in capsys.readouterr().out
     assert main(["table", "2", "--out", "nowhere"]) == 0
@@ -260,26 +274,12 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class TestPlots:
-    def finish(
-        self, out: Path, name: str, accuracies: list[float], flops: float = 1e6, changes: Sequence[str] = ()
-    ) -> None:
-        """What a finished run leaves, without the run."""
-        choice = Choice.of(name, "small", changes)
-        for seed, accuracy in enumerate(accuracies):
-            folder = choice.folder(out, seed)
-            (folder / "network-0").mkdir(parents=True)
-            costs = {"inference_flops_masks": flops, "inference_flops_dense": flops}
-            result = {"seed": seed, "metrics": {"last": {"accuracy_prob": accuracy}}, "costs": costs}
-            (folder / "result.json").write_text(json.dumps(result))
-            row = "epoch,validation_accuracy,validation_disagreement"
-            (folder / "network-0" / "log.csv").write_text(f"{row}\n1,0.1,0.5\n2,0.3,0.2\n")
-
     def test_each_figure_is_drawn_of_what_is_finished(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for name in ("figure3/rigl-h4", "figure3/set-h8", "figure6/full-ensemble-m2", "figure7/neurotrails-m3-s0.9"):
-            self.finish(tmp_path, name, [0.3, 0.32])
+            finish(tmp_path, name, [0.3, 0.32])
         for name in ("table2/single-dense", "table2/neurotrails-m3-s0.8", "figure5/neurotrails-m3-s0.8"):
             if not Choice.of(name, "small").folder(tmp_path, 0).exists():
-                self.finish(tmp_path, name, [0.31])
+                finish(tmp_path, name, [0.31])
         for place in ("3", "figure5", "figure6", "7"):
             assert main(["plot", place, "--out", str(tmp_path)]) == 0
             assert Path(capsys.readouterr().out.strip()).read_bytes()[1:4] == b"PNG"
@@ -288,13 +288,13 @@ class TestPlots:
         seen = {}
         monkeypatch.setattr(recipes.cli._plot, "blocks_plot", lambda accuracies, look: seen.update(accuracies))
         for name, accuracy in (("figure3/rigl-h4", 0.3), ("figure3/rigl-h8", 0.4), ("figure3/set-h12", 0.5)):
-            self.finish(tmp_path, name, [accuracy])
+            finish(tmp_path, name, [accuracy])
         recipes.cli._plot.plot("figure3", "small", tmp_path)
         # Blocks of the small network, which has 6 for the paper's 12.
         assert seen == {"RigL": {2: [0.3], 4: [0.4]}, "SET": {6: [0.5]}}
 
     def test_a_split_that_is_no_number_of_blocks(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.finish(tmp_path, "figure3/rigl-h4", [0.3], changes=["split=auto"])
+        finish(tmp_path, "figure3/rigl-h4", [0.3], changes=["split=auto"])
         assert main(["plot", "figure3", "--out", str(tmp_path), "--set", "split=auto"]) == 2
         assert "split must be a number of blocks, got 'auto'" in capsys.readouterr().err
 
@@ -303,6 +303,8 @@ class TestPlots:
         assert "No run of figure3 is finished" in capsys.readouterr().err
         assert main(["plot", "figure9", "--out", str(tmp_path)]) == 2
         assert "There is no plot of 'figure9'" in capsys.readouterr().err
-        self.finish(tmp_path, "figure6/full-ensemble-m2", [0.3])
+        finish(tmp_path, "figure6/full-ensemble-m2", [0.3])
         assert main(["plot", "figure6", "--out", str(tmp_path)]) == 2
-        assert "relative to table2/single-dense, which is not finished" in capsys.readouterr().err
+        assert (
+            "relative to table2/single-dense, which is not finished with the preset 'small'" in capsys.readouterr().err
+        )

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from recipes.evaluation import (
+    METRICS,
     EvaluationError,
     Evidence,
     Perplexity,
@@ -38,6 +39,7 @@ from recipes.evaluation import (
     training_plot,
     write_run_report,
 )
+from recipes.evaluation._merge import merged
 
 LOOK = looks(["a & b", "c"])
 SWEEP = {"a & b": {2: [0.7, 0.72], 8: [0.8, 0.82], 4: [0.75, 0.75]}, "c": {2: [0.6]}}
@@ -103,6 +105,14 @@ def test_sweeps_show_mean_and_spread_in_order() -> None:
         heights = [top - bottom for (_, bottom), (_, top) in (segment for segment in bars.get_segments())]
         assert heights == pytest.approx([2 * 0.02 / math.sqrt(2), 0, 2 * 0.02 / math.sqrt(2)])
     assert lines(PLOTS["ensemble-size"](), axes=1)["a & b"] == ([2, 4, 8], [0.5, 0.9, 1.7])
+
+
+@pytest.mark.parametrize("sizes", [(3,), (1, 2, 5)])
+def test_ticks_are_the_sizes_that_were_measured(sizes: tuple[int, ...]) -> None:
+    accuracies = {"c": {size: [0.5] for size in sizes}}
+    figure = drawn(ensemble_size_plot(accuracies, {"c": dict.fromkeys(sizes, 1.0)}, LOOK))
+    for axes in figure.axes:
+        assert list(axes.get_xticks()) == list(sizes)
 
 
 def test_training_plot_has_accuracy_left_and_disagreement_right() -> None:
@@ -232,3 +242,29 @@ def test_bad_evidence_writes_nothing(tmp_path: Path) -> None:
         with pytest.raises(EvaluationError, match=said):
             write_run_report(folder, known)
     assert not folder.exists()
+
+
+class TestEarlierNumbers:
+    def test_the_same_measure_replaces_itself_only(self) -> None:
+        earlier = {"test": {"nll": 1.0}, "ood": {"a": {"x": 0.5}, "b": {"x": 0.6}}, "heads": [1, 2]}
+        new = {"test": {"nll": 2.0}, "ood": {"b": {"x": 0.7}}, "heads": [3]}
+        assert merged(earlier, new) == {"test": {"nll": 2.0}, "ood": {"a": {"x": 0.5}, "b": {"x": 0.7}}, "heads": [3]}
+        assert merged({}, new) == new
+
+    def test_means_are_of_all_that_was_measured(self) -> None:
+        earlier = {"corruption": {"fog": {"1": 0.5, "2": 0.4}, "mean": {"1": 0.5, "2": 0.4}}}
+        new = {"corruption": {"snow": {"2": 0.2}, "mean": {"2": 0.2}}}
+        assert merged(earlier, new)["corruption"]["mean"] == {"2": pytest.approx(0.3)}
+        apart = merged(earlier, {"corruption": {"snow": {"5": 0.2}, "mean": {"5": 0.2}}})["corruption"]
+        assert apart == {"fog": {"1": 0.5, "2": 0.4}, "snow": {"5": 0.2}}
+        assert merged({"tasks": {"a": None, "average": None}}, {"tasks": {"b": 0.1, "average": 0.1}}) == {
+            "tasks": {"a": None, "b": 0.1}
+        }
+
+    def test_in_the_file(self, tmp_path: Path) -> None:
+        write_run_report(tmp_path, Evidence("one", further={"sketch": {"nll": 1.5}}))
+        earlier = json.loads((tmp_path / METRICS).read_text())
+        page = write_run_report(tmp_path, Evidence("one", further={"tasks": {"piqa": 0.5}}), earlier).read_text()
+        assert json.loads((tmp_path / METRICS).read_text()) == {"sketch": {"nll": 1.5}, "tasks": {"piqa": 0.5}}
+        assert "accuracy on piqa" in page
+        assert not list(tmp_path.glob("*.new"))

@@ -253,6 +253,11 @@ class TestOverrides:
         [
             ("leraning_rate=1", "no setting 'leraning_rate'"),
             ("momentom=.9", "Did you mean 'momentum'"),
+            ("learning_rate=1", r"no setting 'learning_rate'. Did you mean 'lr'\?"),
+            ("learning-rte=1", r"Did you mean 'lr'\?"),
+            ("milestones=.5", r"Did you mean 'drops'\?"),
+            ("drops=.5", r"Write a tuple as drops=\(\.25,\.5\), of one value as drops=\(\.5,\)\."),
+            ("skip=attention", r"skip=\('stages\.0\.0','stages\.1\.0'\), of one value as skip=\('attention',\)"),
             ("lr", "takes name=value"),
             ("lr=fast", "training.optimizer.lr must be of type float, got 'fast'"),
             ("steps=*.5", "multiplies None"),
@@ -267,6 +272,12 @@ class TestOverrides:
     def test_what_cannot_be_set(self, change: str, message: str) -> None:
         with pytest.raises(RecipeError, match=message):
             overridden(self.recipe, [change])
+
+    def test_pairs_are_shown_as_pairs(self) -> None:
+        recipe = find("table2/edst-ensemble-m7-s0.9").recipe("paper")
+        with pytest.raises(RecipeError, match=r"Write a tuple as pieces=\(\(\.5,1\),\(1,\.1\)\)\.$"):
+            overridden(recipe, ["pieces=1"])
+        assert overridden(recipe, ["pieces=((.5,1),(1,.1))"]).training.schedule.factor(9, 10) == 0.1
 
     def test_ambiguous_names(self) -> None:
         recipe = replace(self.recipe, model=Timm("resnet18"))
