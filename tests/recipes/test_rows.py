@@ -192,6 +192,10 @@ class TestModels:
             Timm("resnet55").make(10, 3)
         with pytest.raises(RecipeError, match="depth must be 6 n"):
             Wrn(27, 1).make(10, 3)
+        with pytest.raises(RecipeError, match=r"hidden must be a multiple of 2 x heads.*hidden=32 and heads=3"):
+            Llama(hidden=32, heads=3)
+        with pytest.raises(RecipeError, match="layers must be at least 1, got 0"):
+            Llama(layers=0)
         with pytest.raises(RecipeError, match="grey images"):
             DigitsResnet().make(10, 3)
 
@@ -262,6 +266,9 @@ class TestOverrides:
             ("epochs=0", "epochs must be at least 1"),
             ("sparsity=1.5", "sparsity must be at least 0"),
             ("steps=4", "Set either epochs or steps"),
+            ("drops=(.5,3)", "drops must be rising shares"),
+            ("drops=('a',)", "drops must be rising shares"),
+            ("accumulate=100", "accumulate must divide batch_size=128"),
         ],
     )
     def test_what_cannot_be_set(self, change: str, message: str) -> None:
