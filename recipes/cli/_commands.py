@@ -135,6 +135,7 @@ def _tasks(given: list[str] | None) -> tuple[str, ...]:
 def table(options: argparse.Namespace) -> int:
     """Print a table of the paper with what was run."""
     from recipes.cli import _collect
+    from recipes.cli._notes import tokenizer_note
 
     if options.format == "json":
         print(_collect.as_json(options.place, options.preset, options.out, options.set))
@@ -143,6 +144,9 @@ def table(options: argparse.Namespace) -> int:
         options.place, options.preset, options.out, state=options.state, vote=options.vote, changes=options.set
     )
     print(_collect.markdown(headers, cells) if options.format == "markdown" else text_table(headers, cells))
+    note = tokenizer_note(options.place, options.preset, options.set)
+    if note:
+        print(f"\n{note}")
     return 0
 
 

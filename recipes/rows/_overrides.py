@@ -11,6 +11,8 @@ from typing import Any
 
 from fxsplit._errors import near_matches
 from recipes._errors import RecipeError
+from recipes.data import tokenizer_named
+from recipes.rows._data import C4, TextSet
 from recipes.rows._recipe import Recipe
 
 
@@ -21,7 +23,7 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
         recipe: What to change.
         changes: ``name=value`` each; the name of a setting, with as much of the path in front (``optimizer.lr``) as it
             needs to be the only one. ``none`` is None; ``epochs=*.25`` a quarter of what the recipe has, so that the
-            rows of a table keep their proportions.
+            rows of a table keep their proportions; ``tokenizer=gpt2``, ``=bytes`` or ``=bpe:8000`` another tokenizer.
 
     Raises:
         RecipeError: There is no such setting, there are several, or the value is of the wrong type or out of range.
@@ -31,6 +33,7 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
         >>> overridden(find("table2/treenet-m3").presets["paper"], ["lr=.05", "members=5"]).method.label
         'TreeNet (M=5)'
     """
+    recipe, changes = _with_tokenizer(recipe, changes)
     known = settings_of(recipe)
     values: dict[str, Any] = {}
     for change in changes:
@@ -41,6 +44,18 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
         text = text.strip()
         values[path] = _scaled(recipe, path, text) if text.startswith("*") else _parsed(path, text, known[path])
     return _replaced(recipe, values) if values else recipe
+
+
+def _with_tokenizer(recipe: Recipe, changes: Iterable[str]) -> tuple[Recipe, list[str]]:
+    """Take the choice of a tokenizer, whose settings differ by its kind, from the changes."""
+    left = []
+    for change in changes:
+        name, equals, text = (part.strip() for part in change.partition("="))
+        if equals and name in ("tokenizer", "data.tokenizer") and isinstance(recipe.data, (TextSet, C4)):
+            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=tokenizer_named(text)))
+        else:
+            left.append(change)
+    return recipe, left
 
 
 def settings_of(recipe: Any, prefix: str = "") -> dict[str, Any]:

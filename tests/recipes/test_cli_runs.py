@@ -81,10 +81,18 @@ def test_every_method_runs_end_to_end(row: str, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("row", ["table4/130m-single-dense", "table4/130m-neurotrails-m3-s0.1"])
-def test_language_models_run_end_to_end(row: str, tmp_path: Path) -> None:
+def test_language_models_run_end_to_end(row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"all work and no play makes jack {number} a dull boy.\n" for number in range(200)))
-    settings = ["name=text", "vocab=300", "length=16", "layers=3", "hidden=16", "intermediate=24", "heads=2"]
+    settings = [
+        "data.name=text",
+        "tokenizer=bpe:300",
+        "length=16",
+        "layers=3",
+        "hidden=16",
+        "intermediate=24",
+        "heads=2",
+    ]
     settings += ["positions=16", "steps=4", "batch_size=8", "evaluate_every=2", "schedule.warmup=.25"]
     settings += ["split=1", "every=2"] if "neurotrails" in row else []
     changes = [part for setting in settings for part in ("--set", setting)]
@@ -92,6 +100,14 @@ def test_language_models_run_end_to_end(row: str, tmp_path: Path) -> None:
     metrics = result_of(tmp_path, row)["metrics"]["last"]
     assert 1 < metrics["perplexity_prob"] < 600
     assert metrics["perplexity_prob"] <= metrics["perplexity_head"] + 1e-6
+    (page,) = (tmp_path / row).rglob("report.html")
+    assert re.search(r"perplexity is per token of</td><td[^>]*>bpe:300", page.read_text())
+    note = "Perplexities are per token of bpe:300; they do not compare with those of another tokenizer."
+    capsys.readouterr()
+    assert main(["table", "4", "--out", str(tmp_path), *changes]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == note
+    assert main(["table", "2", "--out", str(tmp_path)]) == 0
+    assert "Perplexities" not in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
