@@ -72,7 +72,9 @@ def test_every_method_runs_end_to_end(row: str, tmp_path: Path, capsys: pytest.C
     assert (flops["masks"] == flops["dense"]) == (result["costs"]["density"] == 1)
     folder = next((tmp_path / row).glob("*/seed0"))
     assert "<html" in (folder / "report.html").read_text()
-    assert (folder / "last.safetensors").exists() != (folder / "last.pt").exists()
+    for state in metrics:
+        assert (folder / f"{state}.safetensors").exists()
+        assert not (folder / f"{state}.pt").exists()
     assert not list(folder.glob("network-*/*.pt"))
     with (folder / "network-0" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
