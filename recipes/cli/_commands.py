@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from fxsplit._table import text_table
 from recipes._errors import RecipeError
+from recipes._require import require
 from recipes._settings import Settings, prepare_folder
 
 
@@ -61,11 +62,10 @@ def show(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Train and measure a row with each seed."""
-    if options.seeds < 1:
-        raise RecipeError(f"seeds must be at least 1, got {options.seeds}.")
+    seeds = _seeds(options)
     from recipes.cli._execute import execute
     from recipes.cli._folder import Choice
-    from recipes.training import Runtime, deterministic, processes
+    from recipes.training import Runtime, deterministic, processes, raised
 
     choice = Choice.of(options.row, options.preset, options.set)
     runtime = Runtime(
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
         data_root=options.data_root,
     )
     prepare_folder(options.out)
-    with deterministic(runtime.deterministic), processes(runtime.device) as together:
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
+    with raised(), deterministic(runtime.deterministic), processes(runtime.device) as together:
+        for seed in seeds:
             result = execute(choice, seed, options.out, runtime, together, resume=options.resume)
             if together.first:
                 print(f"{choice.title} seed {seed}: {_headline(result['metrics']['last'])}")
@@ -91,8 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure finished runs on more than their test part."""
-    if options.seeds < 1:
-        raise RecipeError(f"seeds must be at least 1, got {options.seeds}.")
+    seeds = _seeds(options)
     from recipes.cli._evaluate import headlines, measure_more
     from recipes.cli._folder import Choice
     from recipes.cli._inputs import Questions, look_up
@@ -111,7 +110,6 @@ def evaluate(options: argparse.Namespace) -> int:
         tasks=_tasks(options.tasks),
         limit=options.limit,
     )
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
     inputs = look_up(choice, seeds, options.out, options.data_root, options.state, asked)
     with processes(options.device) as together:
         for seed in seeds:
@@ -121,6 +119,12 @@ def evaluate(options: argparse.Namespace) -> int:
                 print(f"  {line}")
             print(f"  {page}")
     return 0
+
+
+def _seeds(options: argparse.Namespace) -> range:
+    require(options.seeds >= 1, "seeds", "be at least 1", options.seeds)
+    require(options.first_seed >= 0, "first-seed", "be at least 0", options.first_seed)
+    return range(options.first_seed, options.first_seed + options.seeds)
 
 
 def _tasks(given: list[str] | None) -> tuple[str, ...]:
@@ -134,6 +138,7 @@ def _tasks(given: list[str] | None) -> tuple[str, ...]:
 def table(options: argparse.Namespace) -> int:
     """Print a table of the paper with what was run."""
     from recipes.cli import _collect
+    from recipes.cli._notes import tokenizer_note
 
     if options.format == "json":
         print(_collect.as_json(options.place, options.preset, options.out, options.set))
@@ -144,6 +149,9 @@ def table(options: argparse.Namespace) -> int:
     )
     print(_collect.markdown(headers, cells) if options.format == "markdown" else text_table(headers, cells))
     _hint(options.place, options)
+    note = tokenizer_note(options.place, options.preset, options.set)
+    if note:
+        print(f"\n{note}")
     return 0
 
 
@@ -153,8 +161,11 @@ def plot(options: argparse.Namespace) -> int:
 
     made = draw(options.place, options.preset, options.out, options.set)
     file = options.file or options.out / f"{made.name}.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(made.png())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(made.png())
+    except OSError as error:
+        raise RecipeError(f"cannot write to {file}: {error.strerror}. Choose another file with --file.") from error
     print(file)
     _hint(f"figure{options.place}" if options.place.isdigit() else options.place, options)
     return 0

@@ -32,7 +32,6 @@ from recipes.training import (
     read_tensors,
     train,
     write_json,
-    write_tensors,
 )
 
 STATES = ("last", "best")
@@ -162,7 +161,8 @@ def _finish(
         if found is None:
             held_out = material.has_validation and not recipe.language
             found = net, measured, predict(net, material.read("validation", alone)) if held_out else None
-        save(net.cpu(), folder, state)
+        assert isinstance(net, fxsplit.SplitModel)
+        fxsplit.save(net.cpu(), folder / f"{state}.safetensors")
     net, measured, validation = found
     cost = costs(net, material.example)
     dense = sum(record["training_flops_dense"] for record in trained)
@@ -209,14 +209,6 @@ def _measure(net: nn.Module, recipe: Recipe, material: Material, alone: Processe
         }, measured
     predictions = predict(net, material.read("test", alone))
     return evaluate(*predictions), predictions
-
-
-def save(net: nn.Module, folder: Path, state: str) -> None:
-    """Save a network: as `fxsplit.save` does, or the state dict of one without heads."""
-    if isinstance(net, fxsplit.SplitModel):
-        fxsplit.save(net, folder / f"{state}.safetensors")
-    else:
-        write_tensors(folder / f"{state}.pt", net.state_dict())
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from recipes._errors import RecipeError
 from recipes.cli._folder import Choice
-from recipes.rows import Row, has_setting, no_setting, of_place, settings_of
+from recipes.rows import Row, no_setting, of_place, settings_of, takes
 
 
 def fitting(row: Row, preset: str, changes: Sequence[str]) -> Choice:
@@ -15,8 +15,8 @@ def fitting(row: Row, preset: str, changes: Sequence[str]) -> Choice:
     Raises:
         RecipeError: The row has no such preset, or a value does not fit its setting.
     """
-    known = settings_of(row.recipe(preset))
-    return Choice.of(row.name, preset, [change for change in changes if has_setting(change, known)])
+    recipe = row.recipe(preset)
+    return Choice.of(row.name, preset, [change for change in changes if takes(recipe, change)])
 
 
 def check(place: str, preset: str, changes: Sequence[str] = ()) -> None:
@@ -26,9 +26,10 @@ def check(place: str, preset: str, changes: Sequence[str] = ()) -> None:
         RecipeError: There is no such table, or none of its rows has.
     """
     rows = of_place(place)
-    known = dict.fromkeys(path for row in rows if preset in row.presets for path in settings_of(row.recipe(preset)))
+    recipes = [row.recipe(preset) for row in rows if preset in row.presets]
+    known = dict.fromkeys(path for recipe in recipes for path in settings_of(recipe))
     for change in changes if known else ():
-        if not has_setting(change, known):
+        if not any(takes(recipe, change) for recipe in recipes):
             raise no_setting(change.partition("=")[0].strip(), known, f"No row of {rows[0].place} has a")
     refusals = [refusal(row, preset, changes) for row in rows]
     if refusals[0] is not None and None not in refusals:

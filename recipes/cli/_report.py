@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.cli._folder import Choice
 from recipes.evaluation import Evidence, Perplexity, Predictions, write_run_report
-from recipes.rows import settings_of
+from recipes.rows import C4, TextSet, settings_of
 from recipes.training import read_rows
 
 
@@ -28,6 +28,7 @@ def write_report(
     flops, cost = result["training_flops"], result["costs"]
     language = isinstance(measured, Perplexity)
     recipe = choice.recipe
+    data = recipe.data
     evidence = Evidence(
         f"{choice.row.label}, seed {seed}",
         f"{choice.title}: the state after the last step, on the test part.",
@@ -36,6 +37,7 @@ def write_report(
         perplexity={recipe.data.name: measured} if language else {},
         history=_history(folder) if recipe.method.networks == 1 and recipe.method.heads > 1 else (),
         costs=[
+            *([("perplexity is per token of", str(data.tokenizer))] if isinstance(data, (C4, TextSet)) else []),
             ("parameters", f"{cost['parameters']:,}"),
             ("nonzero", f"{cost['nonzeros']:,}"),
             ("inference FLOPs, dense", f"{cost['inference_flops_dense']:.4g}"),

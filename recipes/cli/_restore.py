@@ -30,10 +30,10 @@ def restore(choice: Choice, material: Material, out: Path, seed: int, state: str
     whole, weights = folder / f"{state}.safetensors", folder / f"{state}.pt"
     if whole.exists():
         return fxsplit.load(whole, make(), material.example)
+    # An earlier version kept single networks as they were, without a head.
     net = recipe.method.network(make, material.example, first_seed(seed))
-    net = recipe.method.join(make, material.example, [net])
     net.load_state_dict(read_tensors(weights))
-    return net
+    return recipe.method.join(make, material.example, [net])
 
 
 def check_finished(choice: Choice, out: Path, seed: int, state: str) -> None:

@@ -20,7 +20,7 @@ from recipes.data._registry import load_images, load_text, names
 from recipes.data._shifted import cifar_c, imagenet_c, imagenet_sketch
 from recipes.data._splits import stratified_rows
 from recipes.data._text import Blocks, TextData
-from recipes.data._tokenizers import Bpe, Bytes, Pretrained, Subwords, Tokenizer
+from recipes.data._tokenizers import Bpe, Bytes, Pretrained, Subwords, Tokenizer, tokenizer_named
 
 __all__ = [
     "CORRUPTIONS",
@@ -66,4 +66,5 @@ __all__ = [
     "shift_by_one",
     "steps_per_epoch",
     "stratified_rows",
+    "tokenizer_named",
 ]

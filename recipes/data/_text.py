@@ -131,8 +131,9 @@ def read_wikitext2(root: Path) -> list[str]:
             return [read_text(files[part]) for part in _PARTS]
     raise MissingDataError(
         f"WikiText-2 is not in {root}: expected train.txt, valid.txt and test.txt (each plain or .xz) there or in "
-        "wikitext2/. Get it with: python -c \"from datasets import load_dataset as l; [open(f'" + str(root) + "/"
-        "{n}.txt', 'w').writelines(l('Salesforce/wikitext', 'wikitext-2-v1', split=s)['text']) "
+        'wikitext2/. Get it with: python -c "from pathlib import Path; from datasets import load_dataset as l; '
+        f"p = Path('{root}'); p.mkdir(parents=True, exist_ok=True); "
+        "[(p / f'{n}.txt').write_text(''.join(l('Salesforce/wikitext', 'wikitext-2-v1', split=s)['text']), 'utf-8') "
         "for n, s in (('train', 'train'), ('valid', 'validation'), ('test', 'test'))]\""
     )
 

@@ -63,6 +63,9 @@ class Bytes:
     vocab: int = 257
     end: int = 256
 
+    def __str__(self) -> str:
+        return "bytes"
+
     def fit(self, text: str) -> Tokenizer:
         """Return this tokenizer; it needs no training."""
         return self
@@ -94,6 +97,9 @@ class Bpe:
     """
 
     vocab: int = 4096
+
+    def __str__(self) -> str:
+        return f"bpe:{self.vocab}"
 
     def __post_init__(self) -> None:
         if self.vocab < 257:
@@ -133,6 +139,9 @@ class Pretrained:
 
     name: str
 
+    def __str__(self) -> str:
+        return self.name
+
     def fit(self, text: str) -> Tokenizer:
         """Load it; nothing is trained.
 
@@ -154,6 +163,26 @@ class Pretrained:
         if not loaded.is_fast or loaded.eos_token_id is None:
             raise DataError(f"the tokenizer {self.name!r} must be a fast one and have an end-of-text token.")
         return Subwords(loaded.backend_tokenizer, loaded.eos_token_id)
+
+
+def tokenizer_named(text: str) -> Bytes | Bpe | Pretrained:
+    """Return a tokenizer by its name: ``bytes``, ``bpe``, ``bpe:8000`` for so many tokens, or one of the hub.
+
+    Raises:
+        DataError: The number of tokens is none, or too small.
+
+    Example:
+        >>> tokenizer_named("bpe:8000"), str(tokenizer_named("gpt2"))
+        (Bpe(vocab=8000), 'gpt2')
+    """
+    kind, colon, size = text.partition(":")
+    if text == "bytes":
+        return Bytes()
+    if kind != "bpe":
+        return Pretrained(text)
+    if colon and not size.isdecimal():
+        raise DataError(f"the tokenizer bpe takes a number of tokens, as in bpe:8000; got {text!r}.")
+    return Bpe(int(size)) if colon else Bpe()
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def run_tasks(model: HarnessModel, tasks: Sequence[str] = TABLE_5_TASKS, **optio
         For each task its `acc`, as in the paper, and under `average` their mean.
 
     Raises:
-        EvaluationError: A task is unknown, or has no accuracy.
+        EvaluationError: A task is unknown, its data are missing, or it has no accuracy.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -70,9 +70,18 @@ def run_tasks(model: HarnessModel, tasks: Sequence[str] = TABLE_5_TASKS, **optio
             f"lm-evaluation-harness has no task {', '.join(unknown) or 'to run: none was named'}.{hints}"
         )
     simple_evaluate: Any = lm_eval.simple_evaluate  # imported lazily there, so that its signature can't be read
-    found = simple_evaluate(
-        model=model, tasks=list(tasks), task_manager=manager, **{"num_fewshot": 0, "bootstrap_iters": 0, **options}
-    )
+    settings = {"num_fewshot": 0, "bootstrap_iters": 0, **options}
+    try:
+        found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, **settings)
+    except (OSError, ValueError) as error:
+        absent = [task for task in tasks if not _has_data(task, manager)]
+        if not absent:
+            raise
+        raise EvaluationError(
+            f"The data of {', '.join(absent)} are not on this machine and cannot be downloaded "
+            f"({type(error).__name__}: {' '.join(str(error).split())}). Get them where there is a network, with "
+            f'HF_HUB_OFFLINE not set: python -c "from lm_eval.tasks import TaskManager; TaskManager().load({absent})"'
+        ) from error
     # A group such as mmlu has its mean among the groups.
     results = {**found["results"], **found.get("groups", {})}
     missing = [task for task in tasks if "acc,none" not in results.get(task, {})]
@@ -80,3 +89,11 @@ def run_tasks(model: HarnessModel, tasks: Sequence[str] = TABLE_5_TASKS, **optio
         raise EvaluationError(f"These tasks measure no accuracy 'acc': {', '.join(missing)}.")
     accuracies = {task: float(results[task]["acc,none"]) for task in tasks}
     return {**accuracies, "average": sum(accuracies.values()) / len(accuracies)}
+
+
+def _has_data(task: str, manager: Any) -> bool:
+    try:
+        manager.load([task])
+    except (OSError, ValueError):
+        return False
+    return True

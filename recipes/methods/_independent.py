@@ -50,6 +50,10 @@ class Single(Method):
             return None
         return self.rewiring.attach(net, optimizer, steps, self.sparse, callbacks, seed)
 
+    def join(self, make: MakeNet, example: Any, networks: Sequence[nn.Module]) -> nn.Module:
+        """Make the trained network the only head of a module; the vote is what it says."""
+        return joined(make, example, networks, self.sparse, "mean")
+
     def training_flops(self, masked: float, dense: float) -> float:
         """Return the mean training FLOPs of an example, by the formula for `rewiring`."""
         return self.rewiring.flops(masked, dense) if self.sparse.sparsity else super().training_flops(masked, dense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import fxsplit
 import sparsity
 from recipes.methods._method import MakeNet
-from recipes.methods._rewiring import Sparse
+from recipes.methods._rewiring import SELECTORS, Sparse
 
 
 def joined(
@@ -38,7 +39,7 @@ def joined(
     for number, network in enumerate(networks):
         masks |= {f"heads.{number}.{path}": mask for path, mask in sparsity.masks_of(network).items()}
     if masks:
-        sparse.apply(net, seed=0, dense=True)
+        _within_heads(sparse, len(networks)).apply(net, seed=0, dense=True)
         ours = sparsity.masks_of(net)
         for path, mask in masks.items():
             ours[path].copy_(mask)
@@ -47,6 +48,19 @@ def joined(
     for number, network in enumerate(networks):
         _copy(network, net.heads[number])
     return net.train(networks[0].training)
+
+
+def _within_heads(sparse: Sparse, heads: int) -> Sparse:
+    """Let paths of a network name the same places in every head."""
+
+    def places(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(
+            place
+            for name in names
+            for place in ([name] if name in SELECTORS else [f"heads.{number}.{name}" for number in range(heads)])
+        )
+
+    return replace(sparse, skip=places(sparse.skip), include=places(sparse.include))
 
 
 @torch.no_grad()

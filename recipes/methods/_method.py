@@ -108,6 +108,9 @@ class Method(ABC):
         return (steps,)
 
     def join(self, make: MakeNet, example: Any, networks: Sequence[nn.Module]) -> nn.Module:
-        """Make one module of what was kept: of all networks in order, and of each its snapshots in order."""
+        """Make one module of what was kept: of all networks in order, and of each its snapshots in order.
+
+        A method whose only network has heads already takes that.
+        """
         (net,) = networks
         return net

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 import sparsity
 from recipes._errors import RecipeError
+from recipes._require import require
 from recipes.methods._method import Callbacks
 from sparsity._flops import rigl_training_flops
 
@@ -40,8 +41,7 @@ class Sparse:
     include: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise RecipeError(f"sparsity must be at least 0 and below 1, got {self.sparsity}.")
+        require(0 <= self.sparsity < 1, "sparsity", "be at least 0 and below 1", self.sparsity)
 
     def apply(self, net: nn.Module, seed: int, *, dense: bool = False) -> None:
         """Put masks on a network, in place; with ``dense`` they have no zeros yet."""
@@ -85,8 +85,9 @@ class _Moving(Rewiring):
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise RecipeError(f"every must be at least 1, got {self.every}.")
+        require(self.every >= 1, "every", "be at least 1", self.every)
+        require(0 < self.fraction <= 1, "fraction", "be above 0 and at most 1", self.fraction)
+        require(0 <= self.floor <= self.fraction, "floor", f"lie in [0, fraction={self.fraction}]", self.floor)
 
     def _schedule(self, steps: int) -> Any:
         self.check(steps)
@@ -118,6 +119,11 @@ class Rigl(_Moving):
 
     temperature: float | None = None
     name = "RigL"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        usable = self.temperature is None or 0 < self.temperature < float("inf")
+        require(usable, "temperature", "be positive, or None to drop the smallest", self.temperature)
 
     def attach(
         self, net: nn.Module, optimizer: Optimizer, steps: int, sparse: Sparse, callbacks: Callbacks, seed: int

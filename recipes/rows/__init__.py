@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recipes.rows._data import C4, DataSet, ImageSet, Material, TextSet
 from recipes.rows._models import DigitsResnet, Llama, Model, Timm, Wrn
-from recipes.rows._overrides import has_setting, no_setting, overridden, settings_of
+from recipes.rows._overrides import no_setting, overridden, settings_of, takes
 from recipes.rows._recipe import Paper, Recipe, Row
 from recipes.rows._registry import PLACES, all_rows, find, home, matching, of_place
 from recipes.rows._spelling import spelled
@@ -26,7 +26,6 @@ __all__ = [
     "Wrn",
     "all_rows",
     "find",
-    "has_setting",
     "home",
     "matching",
     "no_setting",
@@ -34,4 +33,5 @@ __all__ = [
     "overridden",
     "settings_of",
     "spelled",
+    "takes",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes._require import require
 from recipes.data import (
     Blocks,
     Bpe,
@@ -121,6 +122,9 @@ class TextSet:
         length: Tokens per example.
         tokens: Keep so many training tokens; None for all.
         validation_tokens: Validate on so many tokens; None for all.
+
+    Raises:
+        RecipeError: There are too few tokens for one example.
     """
 
     name: str = "wikitext2"
@@ -129,6 +133,13 @@ class TextSet:
     tokens: int | None = None
     validation_tokens: int | None = None
     metric = ("nll", False)
+
+    def __post_init__(self) -> None:
+        require(self.length >= 2, "length", "be at least 2, or there is no next token to predict", self.length)
+        for name in ("tokens", "validation_tokens"):
+            value = getattr(self, name)
+            enough = value is None or value >= self.length
+            require(enough, name, f"be at least length={self.length}, the tokens of one example", value)
 
     def load(self, root: Path | None) -> Material:
         """Load it from a folder.
@@ -143,15 +154,23 @@ class TextSet:
 
 @dataclass(frozen=True)
 class C4:
-    """C4, streamed from the hub.
+    """C4, streamed from files of it or from the hub.
 
     Args:
         length: Tokens per example.
+        tokenizer: How text becomes tokens.
+
+    Raises:
+        RecipeError: An example is too short.
     """
 
     length: int = 1024
+    tokenizer: Bpe | Bytes | Pretrained = field(default_factory=lambda: Bpe(32_000))
     name = "c4"
     metric = ("nll", False)
+
+    def __post_init__(self) -> None:
+        require(self.length >= 2, "length", "be at least 2, or there is no next token to predict", self.length)
 
     def load(self, root: Path | None) -> Material:
         """Open the stream.
@@ -159,7 +178,7 @@ class C4:
         Raises:
             DataError: It cannot be reached.
         """
-        return _text(load_c4(length=self.length))
+        return _text(load_c4(root or "data", tokenizer=self.tokenizer, length=self.length))
 
 
 DataSet = ImageSet | TextSet | C4

@@ -30,13 +30,22 @@ def _presets(recipe: Recipe, steps: int) -> dict[str, Recipe]:
 
 
 def _as_released(recipe: Recipe) -> Recipe:
-    """What the authors' code does: short sequences, the sum of the heads' losses, all layers and embeddings masked."""
+    """What the authors' code does.
+
+    Short sequences, the sum of the heads' losses, all layers and embeddings masked, and a floor of the share of weights
+    that an update replaces.
+    """
     method = recipe.method
     if isinstance(method, Tree):
         method = replace(method, vote="mean", total=True)
         if method.sparse.sparsity:
-            method = replace(method, sparse=replace(method.sparse, skip=(), include=("embeddings",)))
-    return replace(recipe, method=method, data=C4(256))
+            assert isinstance(method.rewiring, Rigl)
+            method = replace(
+                method,
+                sparse=replace(method.sparse, skip=(), include=("embeddings",)),
+                rewiring=replace(method.rewiring, floor=0.005),
+            )
+    return replace(recipe, method=method, data=replace(recipe.data, length=256))
 
 
 def _trails(split: int, sparsity: float) -> Tree:

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from recipes._errors import RecipeError
+from recipes._require import require
 
 
 class Model(Protocol):
@@ -100,6 +101,9 @@ class Llama:
         intermediate: Width inside of the MLPs.
         heads: Attention heads.
         positions: Longest sequence.
+
+    Raises:
+        RecipeError: A setting is below 1, or attention heads don't divide the width into even parts.
     """
 
     layers: int = 12
@@ -107,6 +111,16 @@ class Llama:
     intermediate: int = 2048
     heads: int = 12
     positions: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "intermediate", "heads", "positions"):
+            require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
+        # Rotary embeddings turn pairs of numbers.
+        if self.hidden % (2 * self.heads):
+            raise RecipeError(
+                f"hidden must be a multiple of 2 x heads, an even width for each attention head; got "
+                f"hidden={self.hidden} and heads={self.heads}."
+            )
 
     def make(self, outputs: int, channels: int) -> nn.Module:
         """Make it, for ``outputs`` tokens."""

@@ -12,6 +12,8 @@ from typing import Any
 
 from fxsplit._errors import near_matches
 from recipes._errors import RecipeError
+from recipes.data import tokenizer_named
+from recipes.rows._data import C4, TextSet
 from recipes.rows._plain import plain
 from recipes.rows._recipe import Recipe
 
@@ -46,7 +48,8 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
         recipe: What to change.
         changes: ``name=value`` each, of several for one setting the last; the name of a setting, with as much of the
             path in front (``optimizer.lr``) as it needs to be the only one. ``none`` is None; ``epochs=*.25`` a quarter
-            of what the recipe has, so that the rows of a table keep their proportions.
+            of what the recipe has, so that the rows of a table keep their proportions; ``tokenizer=gpt2``, ``=bytes``
+            or ``=bpe:8000`` another tokenizer.
 
     Raises:
         RecipeError: There is no such setting, there are several, or the value is of the wrong type or out of range.
@@ -56,12 +59,36 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
         >>> overridden(find("table2/treenet-m3").presets["paper"], ["lr=.05", "members=5"]).method.label
         'TreeNet (M=5)'
     """
+    recipe, changes = with_tokenizer(recipe, changes)
     known = settings_of(recipe)
     values: dict[str, Any] = {}
     for change in changes:
         path, text = parted(change, known)
         values[path] = value_of(recipe, path, text, known[path])
     return _replaced(recipe, values) if values else recipe
+
+
+def with_tokenizer(recipe: Recipe, changes: Iterable[str]) -> tuple[Recipe, list[str]]:
+    """Make the choice of a tokenizer, whose settings differ by its kind; return the other changes beside the recipe."""
+    left = []
+    for change in changes:
+        if _names_tokenizer(recipe, change):
+            tokenizer = tokenizer_named(change.partition("=")[2].strip())
+            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tokenizer=tokenizer))
+        else:
+            left.append(change)
+    return recipe, left
+
+
+def takes(recipe: Recipe, change: str) -> bool:
+    """Tell whether a recipe has the setting that a change names, or several; so does what is no ``name=value``."""
+    name, equals, _ = change.partition("=")
+    return not equals or _names_tokenizer(recipe, change) or bool(_matches(name.strip(), settings_of(recipe)))
+
+
+def _names_tokenizer(recipe: Recipe, change: str) -> bool:
+    name, equals, _ = (part.strip() for part in change.partition("="))
+    return bool(equals) and name in ("tokenizer", "data.tokenizer") and isinstance(recipe.data, (TextSet, C4))
 
 
 def settings_of(recipe: Any, prefix: str = "") -> dict[str, Any]:
@@ -96,12 +123,6 @@ def value_of(recipe: Recipe, path: str, text: str, hint: Any) -> Any:
         RecipeError: It is of the wrong type.
     """
     return _scaled(recipe, path, text) if text.startswith("*") else parsed(path, text, hint)
-
-
-def has_setting(change: str, known: Iterable[str]) -> bool:
-    """Tell whether a change names one of some settings, or several; what is no ``name=value`` counts as well."""
-    name, equals, _ = change.partition("=")
-    return not equals or bool(_matches(name.strip(), known))
 
 
 def no_setting(name: str, known: Iterable[str], lead: str = "The recipe has no") -> RecipeError:

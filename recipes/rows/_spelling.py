@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from recipes._errors import RecipeError
-from recipes.rows._overrides import parsed, parted, settings_of, value_of
+from recipes.rows._overrides import parsed, parted, settings_of, value_of, with_tokenizer
 from recipes.rows._plain import plain
 from recipes.rows._recipe import Recipe
 
@@ -26,12 +26,17 @@ def spelled(recipe: Recipe, changes: Iterable[str]) -> tuple[str, ...]:
         >>> spelled(find("table2/treenet-m3").recipe("paper"), ["lr=.2", "optimizer.lr=0.10", "drops=[0.5, 0.75]"])
         ('drops=(.5,.75)', 'lr=.1')
     """
+    before = recipe
+    recipe, changes = with_tokenizer(recipe, changes)
     known = settings_of(recipe)
     texts: dict[str, str] = {}
     for change in changes:
         path, text = parted(change, known)
         texts[path] = _text(recipe, path, text, known[path])
-    return tuple(sorted(f"{_shortest(path, known)}={text}" for path, text in texts.items()))
+    found = [f"{_shortest(path, known)}={text}" for path, text in texts.items()]
+    if recipe is not before:
+        found.append(f"tokenizer={recipe.data.tokenizer}")  # pyright: ignore
+    return tuple(sorted(found))
 
 
 def _shortest(path: str, known: Iterable[str]) -> str:

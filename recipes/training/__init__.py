@@ -13,6 +13,7 @@ from recipes.training._random import deterministic
 from recipes.training._schedules import Constant, Cosine, FlatLinear, Piecewise, Schedule, Steps
 from recipes.training._session import Objective, Session
 from recipes.training._settings import Runtime, Training
+from recipes.training._signals import Interrupted, raised
 from recipes.training._trainer import CHECKPOINT, DONE, Feed, Job, train
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Feed",
     "FlatLinear",
     "ForwardFlops",
+    "Interrupted",
     "Job",
     "Log",
     "Objective",
@@ -47,6 +49,7 @@ __all__ = [
     "measure",
     "predictions",
     "processes",
+    "raised",
     "read_json",
     "read_rows",
     "read_tensors",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from recipes._errors import RecipeError
+from recipes._require import are_numbers, require
 
 
 class Schedule(Protocol):
@@ -34,6 +36,9 @@ class Steps:
         drops: Shares of the training.
         by: What each multiplies the rate by.
 
+    Raises:
+        RecipeError: The shares don't rise between 0 and 1, or the factor is not positive.
+
     Example:
         >>> [round(Steps((0.25, 0.5, 0.75)).factor(step, 100), 4) for step in (24, 25, 50, 75)]
         [1.0, 0.1, 0.01, 0.001]
@@ -41,6 +46,11 @@ class Steps:
 
     drops: tuple[float, ...] = (0.25, 0.5, 0.75)
     by: float = 0.1
+
+    def __post_init__(self) -> None:
+        rising = are_numbers(self.drops) and all(before < after for before, after in pairwise((0, *self.drops, 1)))
+        require(rising, "drops", "be rising shares of the training, between 0 and 1", self.drops)
+        require(0 < self.by < math.inf, "by", "be positive", self.by)
 
     def factor(self, step: int, steps: int) -> float:
         """Return ``by`` to the power of the drops so far."""
@@ -62,6 +72,8 @@ class Piecewise:
     pieces: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
+        usable = all(isinstance(piece, tuple) and len(piece) == 2 and are_numbers(piece) for piece in self.pieces)
+        require(usable, "pieces", "be pairs of a share of the training and a factor", self.pieces)
         ends = [end for end, _ in self.pieces]
         if ends != sorted(ends) or not ends or ends[-1] != 1:
             raise RecipeError(f"pieces must end at rising shares of the training, the last one at 1; got {ends}.")
@@ -79,6 +91,9 @@ class Cosine:
         floor: Factor at the end.
         warmup: Share of the training for the rise.
 
+    Raises:
+        RecipeError: A setting is out of its range.
+
     Example:
         >>> [round(Cosine(floor=0.1, warmup=0.1).factor(step, 100), 4) for step in (0, 9, 10, 55)]
         [0.1, 1.0, 1.0, 0.55]
@@ -86,6 +101,10 @@ class Cosine:
 
     floor: float = 0.0
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.floor < math.inf, "floor", "be at least 0", self.floor)
+        require(0 <= self.warmup <= 1, "warmup", "lie in [0, 1]", self.warmup)
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor of ``step``; the rise reaches 1 with its last step."""
@@ -105,6 +124,9 @@ class FlatLinear:
         end: Share at which it ends.
         floor: Factor from there on.
 
+    Raises:
+        RecipeError: A setting is out of its range, or the fall ends before it begins.
+
     Example:
         >>> [round(FlatLinear().factor(step, 100), 3) for step in (50, 70, 90)]
         [1.0, 0.505, 0.01]
@@ -113,6 +135,10 @@ class FlatLinear:
     begin: float = 0.5
     end: float = 0.9
     floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(0 <= self.floor < math.inf, "floor", "be at least 0", self.floor)
+        require(0 <= self.begin < self.end, "begin", f"be at least 0 and below end={self.end}", self.begin)
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor of ``step``."""

@@ -63,6 +63,9 @@ class Session:
         seed: Of random growth and of the method's batches.
         callbacks: What hears of updates of the masks.
         compile: Whether to compile network and loss.
+
+    Raises:
+        TrainingError: A process's share of a batch cannot be cut into micro-batches of one size.
     """
 
     def __init__(
@@ -82,6 +85,12 @@ class Session:
         self.step = 0
         self._method, self._training, self._steps, self._seed = method, training, steps, seed
         self._processes = processes
+        share = training.batch_size // processes.world
+        if share % training.accumulate:
+            raise TrainingError(
+                f"accumulate={training.accumulate} does not divide a process's share of a batch, {share} of "
+                f"{training.batch_size} examples, into micro-batches of one size. Set another accumulate or batch_size."
+            )
         self.optimizer = training.optimizer.make(method.groups(net))
         flops = forward_flops(net, example.to(processes.device))
         self._batch = training.batch_size * method.repetitions

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fxsplit._errors import near_matches
 from recipes._errors import RecipeError
+from recipes._require import require
 from recipes.training._optimizers import Adam, Sgd
 from recipes.training._schedules import Constant, Cosine, FlatLinear, Piecewise, Steps
 
@@ -23,13 +24,16 @@ class Training:
         epochs: Passes over the training part; or None, and
         steps: optimizer steps.
         batch_size: Examples per optimizer step, of all micro-batches and processes together.
-        accumulate: Micro-batches that a process makes of its share of a batch.
+        accumulate: Micro-batches, all of one size, that a process makes of its share of a batch.
         label_smoothing: Share of the target that is spread over all classes.
         clip: Largest norm of the gradient; None for any.
         ema: Decay of an exponential average of the weights, which is evaluated instead of them; None for no average.
         precision: ``fp32``; ``bf16`` or ``fp16`` for autocast, the latter with scaled losses.
         channels_last: Memory format of images and convolutions.
         evaluate_every: Steps between evaluations on the validation part; None for once per epoch.
+
+    Raises:
+        RecipeError: A setting cannot work.
     """
 
     optimizer: Sgd | Adam = field(default_factory=Sgd)
@@ -50,15 +54,19 @@ class Training:
             raise RecipeError(f"Set either epochs or steps, got epochs={self.epochs} and steps={self.steps}.")
         for name in ("epochs", "steps", "batch_size", "accumulate", "evaluate_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RecipeError(f"{name} must be at least 1, got {value}.")
+            require(value is None or value >= 1, name, "be at least 1", value)
+        if self.batch_size % self.accumulate:
+            raise RecipeError(
+                f"accumulate must divide batch_size={self.batch_size} into micro-batches of one size, got "
+                f"{self.accumulate}. Change either."
+            )
         if self.precision not in PRECISIONS:
             hint = near_matches(self.precision, PRECISIONS)
             raise RecipeError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}.{hint}")
-        if not 0 <= self.label_smoothing < 1:
-            raise RecipeError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise RecipeError(f"ema must lie between 0 and 1, got {self.ema}.")
+        smoothing = self.label_smoothing
+        require(0 <= smoothing < 1, "label_smoothing", "be at least 0 and below 1", smoothing)
+        require(self.clip is None or self.clip > 0, "clip", "be positive, or None for no clipping", self.clip)
+        require(self.ema is None or 0 < self.ema < 1, "ema", "lie between 0 and 1", self.ema)
 
     def total_steps(self, per_epoch: int) -> int:
         """Return the number of optimizer steps.
@@ -83,6 +91,9 @@ class Runtime:
         tensorboard: Whether to write TensorBoard's event files too.
         wandb: Project of Weights & Biases to log to; None for none.
         data_root: Folder of the data sets.
+
+    Raises:
+        RecipeError: A setting cannot work.
     """
 
     device: str | None = None
@@ -96,5 +107,6 @@ class Runtime:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.checkpoint_minutes < 0:
-            raise RecipeError(f"checkpoint_minutes must be at least 0, got {self.checkpoint_minutes}.")
+        minutes = self.checkpoint_minutes
+        require(minutes >= 0, "checkpoint_minutes", "be at least 0", minutes)
+        require(self.workers >= 0, "workers", "be at least 0", self.workers)

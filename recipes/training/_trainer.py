@@ -10,6 +10,7 @@ pure function of the step.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sparsity
+from recipes._require import require
 from recipes.methods import Method
 from recipes.training._errors import TrainingError
 from recipes.training._files import read_tensors, write_json, write_tensors
@@ -29,6 +31,7 @@ from recipes.training._measure import measure
 from recipes.training._processes import Processes
 from recipes.training._session import Session
 from recipes.training._settings import Runtime, Training
+from recipes.training._signals import Interrupted, Request, deferred
 
 Batch = tuple[Tensor, Tensor]
 Extra = Callable[[str, int], list[Log]]
@@ -75,6 +78,9 @@ class Job:
         example: Inputs to count FLOPs with, on any device.
         better: Which measured number tells the best state, and whether more of it is better.
         title: Of the progress bar.
+
+    Raises:
+        RecipeError: The seed is negative.
     """
 
     method: Method
@@ -87,6 +93,9 @@ class Job:
     example: Tensor
     better: tuple[str, bool] = ("accuracy", True)
     title: str = "training"
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", "be at least 0", self.seed)
 
     @property
     def steps(self) -> int:
@@ -113,6 +122,7 @@ def train(net: nn.Module, job: Job, processes: Processes, logs: Sequence[Log] = 
 
     Raises:
         TrainingError: A checkpoint does not fit, or the loss is not finite.
+        Interrupted: A signal (Ctrl-C, SIGTERM) came; there is a checkpoint of the step that it came in.
     """
     folder = job.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +152,8 @@ def train(net: nn.Module, job: Job, processes: Processes, logs: Sequence[Log] = 
         if isinstance(job.feed, StatefulFeed):
             job.feed.load_state_dict(state["feed"])
     heard = [CsvFile(folder / "log.csv", session.step), *logs] if processes.first else []
-    _Loop(session, job, processes, progress, heard).run()
+    with deferred() as request:
+        _Loop(session, job, processes, progress, heard, request).run()
     return progress.summary(session)
 
 
@@ -181,9 +192,16 @@ class _Loop:
     """The loop over steps, with what happens between them."""
 
     def __init__(
-        self, session: Session, job: Job, processes: Processes, progress: _Progress, logs: Sequence[Log]
+        self,
+        session: Session,
+        job: Job,
+        processes: Processes,
+        progress: _Progress,
+        logs: Sequence[Log],
+        request: Request,
     ) -> None:
         self.session, self.job, self.processes, self.progress, self.logs = session, job, processes, progress, logs
+        self._request = request
         self.every = job.training.evaluate_every or job.feed.steps
         self._pending = torch.zeros((), dtype=torch.float64, device=processes.device)
         self._saved = time.monotonic()
@@ -210,6 +228,7 @@ class _Loop:
             write_json(job.folder / DONE, self.progress.summary(session))
             (job.folder / CHECKPOINT).unlink(missing_ok=True)
         self.processes.wait()
+        self._end_if_asked()
 
     def _between(self, bar: Any) -> None:
         step, progress = self.session.step, self.progress
@@ -219,8 +238,15 @@ class _Loop:
             self._keep(f"last-{progress.taken}.pt")
             progress.taken, progress.best = progress.taken + 1, None
         due = time.monotonic() - self._saved >= 60 * self.job.runtime.checkpoint_minutes
-        if step < self.job.steps and self.processes.agree(due):
+        if step < self.job.steps and self.processes.agree(due or self._request.number is not None):
             self._checkpoint()
+            self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        """End all processes together, when the first has got a signal; those that torchrun started all get it."""
+        asked = self._request.number
+        if self.processes.agree(asked is not None):
+            raise Interrupted(asked or signal.SIGTERM)
 
     def _evaluate(self, bar: Any) -> None:
         session, progress = self.session, self.progress

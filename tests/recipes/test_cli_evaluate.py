@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from recipes.cli import main
 from recipes.cli._evaluate import _TextCodec
 from recipes.cli._folder import Choice
 from recipes.cli._restore import restore
 from recipes.data import Bytes, corrupted, in_order
-from recipes.evaluation import accuracy, mean_probability, ood_auroc, predict
+from recipes.evaluation import accuracy, head_features, mean_probability, ood_auroc, predict
+from recipes.training import write_tensors
 from tests.recipes._tiny_data import write_packed
 
 # Of networks that learned nothing, on thirty images of noise.
@@ -198,4 +200,24 @@ def test_what_does_not_fit(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
         *changes, "--outside", "digits"
     )
     assert "--tasks do not apply" in message(*changes, "--tasks", "piqa")
-    assert "WRN has no heads" in message(*changes, "--modules", "stages.2.0")
+    assert "stages.9" in message(*changes, "--modules", "stages.9")
+
+
+def test_a_single_network_has_features_too(root: Path, tmp_path: Path) -> None:
+    row = "table2/single-dense"
+    run(tmp_path, root, row, *SIZE)
+    asked = (*SIZE, "--modules", "stages.2.0")
+    assert evaluate(tmp_path, root, row, *asked) == 0
+    found = numbers(tmp_path, row)
+    choice = Choice.of(row, "small", [each.removeprefix("--set=") for each in SIZE])
+    material = choice.recipe.data.load(root)
+    (features,) = head_features(restore(choice, material, tmp_path, 0, "last"), "stages.2.0", material.example)
+    assert features.shape[0] == len(material.example)
+
+    # As an earlier version left it: a state dict of the network alone.
+    folder = next((tmp_path / row).glob("*/seed0"))
+    state = load_file(folder / "last.safetensors")
+    write_tensors(folder / "last.pt", {name.removeprefix("heads.0."): value for name, value in state.items()})
+    (folder / "last.safetensors").unlink()
+    assert evaluate(tmp_path, root, row, *asked) == 0
+    assert numbers(tmp_path, row) == found

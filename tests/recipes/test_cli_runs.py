@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,8 +18,9 @@ import torch
 
 import fxsplit
 import recipes.cli._plot
-from recipes.cli import main
+from recipes.cli import COMMANDS, main
 from recipes.cli._folder import Choice
+from recipes.cli._interrupted import resuming
 from recipes.training import locked
 from tests.recipes._finished import finish
 
@@ -69,7 +72,9 @@ def test_every_method_runs_end_to_end(row: str, tmp_path: Path, capsys: pytest.C
     assert (flops["masks"] == flops["dense"]) == (result["costs"]["density"] == 1)
     folder = next((tmp_path / row).glob("*/seed0"))
     assert "<html" in (folder / "report.html").read_text()
-    assert (folder / "last.safetensors").exists() != (folder / "last.pt").exists()
+    for state in metrics:
+        assert (folder / f"{state}.safetensors").exists()
+        assert not (folder / f"{state}.pt").exists()
     assert not list(folder.glob("network-*/*.pt"))
     with (folder / "network-0" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -78,10 +83,18 @@ def test_every_method_runs_end_to_end(row: str, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("row", ["table4/130m-single-dense", "table4/130m-neurotrails-m3-s0.1"])
-def test_language_models_run_end_to_end(row: str, tmp_path: Path) -> None:
+def test_language_models_run_end_to_end(row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"all work and no play makes jack {number} a dull boy.\n" for number in range(200)))
-    settings = ["name=text", "vocab=300", "length=16", "layers=3", "hidden=16", "intermediate=24", "heads=2"]
+    settings = [
+        "data.name=text",
+        "tokenizer=bpe:300",
+        "length=16",
+        "layers=3",
+        "hidden=16",
+        "intermediate=24",
+        "heads=2",
+    ]
     settings += ["positions=16", "steps=4", "batch_size=8", "evaluate_every=2", "schedule.warmup=.25"]
     settings += ["split=1", "every=2"] if "neurotrails" in row else []
     changes = [part for setting in settings for part in ("--set", setting)]
@@ -89,6 +102,14 @@ def test_language_models_run_end_to_end(row: str, tmp_path: Path) -> None:
     metrics = result_of(tmp_path, row)["metrics"]["last"]
     assert 1 < metrics["perplexity_prob"] < 600
     assert metrics["perplexity_prob"] <= metrics["perplexity_head"] + 1e-6
+    (page,) = (tmp_path / row).rglob("report.html")
+    assert re.search(r"perplexity is per token of</td><td[^>]*>bpe:300", page.read_text())
+    note = "Perplexities are per token of bpe:300; they do not compare with those of another tokenizer."
+    capsys.readouterr()
+    assert main(["table", "4", "--out", str(tmp_path), *changes]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == note
+    assert main(["table", "2", "--out", str(tmp_path)]) == 0
+    assert "Perplexities" not in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -174,38 +195,102 @@ class TestFinished:
         assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """kill -9 in the middle of a real run, then --resume, against a run that was left alone."""
+class Unfinished:
+    """A real run in a process of its own, in the middle of its training."""
+
     row = "table3/neurotrails-m3-s0.7"
-    settings = ["--set", "images=120", "--set", "batch_size=16", "--set", "epochs=12", "--set", "every=3"]
-    assert run(tmp_path / "whole", row, *settings) == 0
+    settings = ("--set", "images=120", "--set", "batch_size=16", "--set", "epochs=12", "--set", "every=3")
 
-    command = [sys.executable, "-m", "recipes", "run", row, *QUICK, "--out", str(tmp_path / "killed"), *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(
-        [*command, "--checkpoint-minutes", "0"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-    )
-    log = None
-    deadline = time.monotonic() + 300
-    while log is None or len(log.read_text().splitlines()) < 4:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-        log = next((tmp_path / "killed").glob(f"{row}/*/seed0/network-0/log.csv"), None)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    folder = log.parent
-    assert (folder / "checkpoint.pt").exists()
-    assert not (folder / "done.json").exists()
+    def __init__(self, out: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "recipes", "run", self.row, *QUICK, "--out", str(out), *self.settings]
+        self.process = subprocess.Popen(
+            [*command, *arguments],
+            cwd=ROOT,
+            env=self.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        log = None
+        deadline = time.monotonic() + 300
+        while log is None or len(log.read_text().splitlines()) < 4:
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+            log = next(out.glob(f"{self.row}/*/seed0/network-0/log.csv"), None)
+        self.folder = log.parent
 
-    assert run(tmp_path / "killed", row, *settings) == 2
-    assert "has an unfinished run. Go on with it by --resume" in capsys.readouterr().err
-    assert run(tmp_path / "killed", row, *settings, "--resume") == 0
-    whole, killed = (next((tmp_path / name).glob(f"{row}/*/seed0")) for name in ("whole", "killed"))
+    @staticmethod
+    def environment() -> dict[str, str]:
+        return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal to all its processes, as a terminal does; return its exit status and what it said."""
+        os.killpg(self.process.pid, number)
+        _, said = self.process.communicate(timeout=300)
+        assert (self.folder / "checkpoint.pt").exists()
+        assert not (self.folder / "done.json").exists()
+        return self.process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, left alone."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run(out, Unfinished.row, *Unfinished.settings) == 0
+    return out
+
+
+def assert_same_bits(whole: Path, resumed: Path) -> None:
+    whole, resumed = (next(out.glob(f"{Unfinished.row}/*/seed0")) for out in (whole, resumed))
     for name in ("last.safetensors", "best.safetensors", "network-0/log.csv", "network-0/topology.csv"):
-        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
-    one, other = (json.loads((folder / "result.json").read_text()) for folder in (whole, killed))
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+    one, other = (json.loads((folder / "result.json").read_text()) for folder in (whole, resumed))
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kill -9 in the middle of a real run, then --resume, against a run that was left alone."""
+    Unfinished(tmp_path, "--checkpoint-minutes", "0").end(signal.SIGKILL)
+
+    assert run(tmp_path, Unfinished.row, *Unfinished.settings) == 2
+    assert "has an unfinished run. Go on with it by --resume" in capsys.readouterr().err
+    assert run(tmp_path, Unfinished.row, *Unfinished.settings, "--resume") == 0
+    assert_same_bits(whole, tmp_path)
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "1"), (signal.SIGTERM, "0")])
+def test_a_run_that_is_asked_to_end_says_how_to_go_on(
+    number: signal.Signals, workers: str, whole: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C or SIGTERM in the middle of a real run, then the command that it printed."""
+    status, said = Unfinished(tmp_path, "--workers", workers).end(number)
+    assert status == 128 + number
+    (line,) = said.splitlines()
+    start, _, command = line.partition(" Go on with: python ")
+    assert start == f"python -m recipes: ended by {number.name}."
+    assert command.endswith("--resume")
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, env=Unfinished.environment(), check=True)
+    assert_same_bits(whole, tmp_path)
+
+
+def test_the_command_that_goes_on_is_said_for_runs_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(options: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "list", interrupt)  # pyright: ignore[reportArgumentType]
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "python -m recipes: ended by SIGINT.\n"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert resuming(["run", "--resume"]) == "torchrun --nproc-per-node 2 -m recipes run --resume"
+    monkeypatch.setenv("RANK", "1")
+    assert main(["list"]) == 130
+    assert not capsys.readouterr().err
 
 
 class TestErrors:
@@ -216,6 +301,9 @@ class TestErrors:
             (["run", "table2/treenet-m3", "--preset", "papre"], "Unknown preset 'papre'"),
             (["run", "table2/treenet-m3", "--set", "momentom=1"], "Did you mean 'momentum'"),
             (["run", "table2/treenet-m3", "--seeds", "0"], "seeds must be at least 1, got 0"),
+            (["run", "table2/treenet-m3", "--first-seed", "-1"], "first-seed must be at least 0, got -1"),
+            (["evaluate", "table2/treenet-m3", "--first-seed", "-1"], "first-seed must be at least 0, got -1"),
+            (["run", "table2/treenet-m3", "--workers", "-1"], "workers must be at least 0, got -1"),
             (["run", "table2/treenet-m3", "--checkpoint-minutes", "-1"], "checkpoint_minutes must be at least 0"),
             (["run", "table2/treenet-m3", "--device", "cuda:99"], "There is no device 'cuda:99'"),
             (["run", "table2/treenet-m3", "--data-root", "nowhere"], "cifar100 is not in nowhere"),
@@ -297,6 +385,15 @@ class TestPlots:
         finish(tmp_path, "figure3/rigl-h4", [0.3], changes=["split=auto"])
         assert main(["plot", "figure3", "--out", str(tmp_path), "--set", "split=auto"]) == 2
         assert "split must be a number of blocks, got 'auto'" in capsys.readouterr().err
+
+    def test_a_file_that_cannot_be_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.finish(tmp_path, "figure7/neurotrails-m3-s0.9", [0.3])
+        (tmp_path / "file").touch()
+        place = tmp_path / "file" / "plot.png"
+        assert main(["plot", "7", "--out", str(tmp_path), "--file", str(place)]) == 2
+        message = capsys.readouterr().err
+        assert f"cannot write to {place}: " in message
+        assert "Choose another file with --file." in message
 
     def test_nothing_to_draw(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plot", "figure3", "--out", str(tmp_path)]) == 2

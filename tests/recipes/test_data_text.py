@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import lzma
 import sys
 from collections.abc import Iterator
@@ -177,12 +179,15 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, library: str, reci
 # Bad input.
 
 
-def test_missing_text_says_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_text_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingDataError, match=r"WikiText-2 is not in .*Get it with: python -c ") as caught:
-        load_text("wikitext2", tmp_path)
-    # The command is one that Python takes.
+        load_text("wikitext2", tmp_path / "data")
+    # The command is one that Python takes; here with a hub of our own. It makes the folder.
     command = str(caught.value).split('python -c "')[1].rstrip('"')
-    compile(command, "command", "exec")
+    texts = {"train": PARTS["train"], "validation": PARTS["valid"], "test": PARTS["test"]}
+    monkeypatch.setattr("datasets.load_dataset", lambda path, name, split: {"text": [texts[split]]})
+    exec(compile(command, "command", "exec"), {})
+    assert len(load_text("wikitext2", tmp_path / "data", length=16).train) == len(PARTS["train"].encode()) // 16
     with pytest.raises(MissingDataError, match=r"there is no text at .*Point data_root to a text file"):
         load_text("text", tmp_path / "nothing.txt")
 
@@ -343,13 +348,31 @@ def test_streams_that_end_or_have_no_batch() -> None:
         load_c4(tokenizer=Bytes(), length=4096, train=documents(999, seed=1), test=documents(3, seed=2))
 
 
+@pytest.mark.parametrize("inside", ["", "c4", "c4/en"])
+def test_c4_from_files(inside: str, tmp_path: Path) -> None:
+    folder = tmp_path / inside
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count, seed in (("train.00000-of-01024", 20, 1), ("train.00001-of-01024", 10, 3), ("validation.0", 5, 2)):
+        with gzip.open(folder / f"c4-{name}.json.gz", "wt") as file:
+            file.writelines(json.dumps(document) + "\n" for document in documents(count, seed))
+    data = load_c4(tmp_path, tokenizer=Bytes(), length=16, validation_documents=4)
+    assert data.validation.tokens.tolist() == expected_tokens(documents(20, seed=1).take(4))
+    assert data.test.tokens.tolist() == expected_tokens(documents(5, seed=2))
+    trained = [*documents(20, seed=1).skip(4), *documents(10, seed=3)]
+    assert expected_tokens(data.documents) == expected_tokens(trained)
+
+
 def test_c4_without_the_library_or_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(MissingDataError, match=r"cannot be read from .* hub \(ConnectionError: no network\)"):
-        load_c4()
+    message = (
+        r"cannot be read from .* hub \(ConnectionError: no network\).* hf download allenai/c4 --repo-type dataset "
+        r"--include 'en/c4-\*\.0000\?-of-\*\.json\.gz' --local-dir there/c4; or take the preset small"
+    )
+    with pytest.raises(MissingDataError, match=message):
+        load_c4("there")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDataError, match=r"pip install 'fxsplit\[c4\]'"):
         load_c4()

@@ -196,6 +196,32 @@ def test_tasks_that_are_not_there_or_have_no_accuracy(net: fxsplit.SplitModel, t
         run_tasks(model, ["tiny_f1"], task_manager=tasks)
 
 
+def test_tasks_whose_data_are_missing(net: fxsplit.SplitModel, tasks: Any, tmp_path: Path) -> None:
+    known = (tmp_path / "tiny.yaml").read_text()
+    absent = known.replace("tiny_questions", "tiny_absent").replace("rows.jsonl", "nowhere.jsonl")
+    (tmp_path / "absent.yaml").write_text(absent)
+    tasks = type(tasks)(include_path=str(tmp_path), include_defaults=False)
+    message = (
+        r"The data of tiny_absent are not on this machine .*FileNotFoundError.*HF_HUB_OFFLINE not set: "
+        r"python -c \".*TaskManager\(\)\.load\(\['tiny_absent'\]\)\""
+    )
+    with pytest.raises(EvaluationError, match=message):
+        run_tasks(harness_model(net, Letters()), ["tiny_questions", "tiny_absent"], task_manager=tasks)
+
+
+def test_other_errors_are_not_said_to_be_missing_data(
+    net: fxsplit.SplitModel, tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval
+
+    def fail(**options: Any) -> None:
+        raise ValueError("something else")
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", fail)
+    with pytest.raises(ValueError, match="something else"):
+        run_tasks(harness_model(net, Letters()), ["tiny_questions"], task_manager=tasks)
+
+
 @pytest.mark.slow
 def test_the_harness_knows_the_tasks_of_table_5() -> None:
     from lm_eval.tasks import TaskManager

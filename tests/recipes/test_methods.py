@@ -40,6 +40,7 @@ from recipes.methods import (
     static_sparse,
     treenet,
 )
+from recipes.training import costs
 from recipes.wide_resnet import WRN
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
@@ -98,7 +99,8 @@ def test_every_method_trains_and_joins(method: Method) -> None:
         kept += [net] * len(method.snapshots(6))
     net = method.join(make, EXAMPLE, kept).eval()
     x, _ = batch(99)
-    heads = [torch.log_softmax(output, -1) for output in head_outputs(net, x)]
+    assert isinstance(net, fxsplit.SplitModel)
+    heads = [torch.log_softmax(output, -1) for output in net.head_outputs(x)]
     assert len(heads) == method.heads
     voted = torch.logsumexp(torch.stack(heads), 0) - math.log(len(heads))
     assert torch.allclose(torch.log_softmax(net(x), -1), voted, atol=1e-5)
@@ -132,6 +134,34 @@ class TestJoined:
         for number, net in enumerate(networks):
             for path, mask in sparsity.masks_of(net).items():
                 assert torch.equal(masks[f"heads.{number}.{path}"], mask)
+
+    @pytest.mark.parametrize("method", [m for m in ALL if m.heads == 1], ids=lambda method: method.label)
+    def test_a_single_network_is_the_only_head(self, method: Method, tmp_path: Any) -> None:
+        network = method.network(make, EXAMPLE, seed=0)
+        steps(method, network, 6)
+        net = method.join(make, EXAMPLE, [network]).eval()
+        x, _ = batch(1)
+        expected = network.eval()(x)
+        assert isinstance(net, fxsplit.SplitModel)
+        fxsplit.save(net, tmp_path / "net.safetensors")
+        again = fxsplit.load(tmp_path / "net.safetensors", make(), example=EXAMPLE).eval()
+        for each in (net, again):
+            assert torch.equal(each(x), expected)
+            (output,) = each.head_outputs(x)
+            assert torch.equal(output, expected)
+            assert costs(each, EXAMPLE) == costs(network, EXAMPLE)
+
+    @pytest.mark.parametrize("kind", [Single, Ensemble])
+    def test_what_is_masked_may_be_named_by_path(self, kind: type[Single]) -> None:
+        method = kind(Sparse(0.5, skip=("first_layer", "fc")))
+        networks = method.build(make, EXAMPLE, seed=0)
+        net = method.join(make, EXAMPLE, networks)
+        masks = dict(sparsity.masks_of(net))
+        for number, each in enumerate(networks):
+            for path, mask in sparsity.masks_of(each).items():
+                assert torch.equal(masks.pop(f"heads.{number}.{path}"), mask)
+        assert not any(".fc." in path for path in masks)
+        assert all(mask.all() for mask in masks.values())
 
     def test_survives_saving(self, tmp_path: Any) -> None:
         networks = [make().eval(), make().eval()]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recipes._errors import RecipeError
+from recipes.data import Bpe, Bytes, Pretrained
 from recipes.methods import Edst, Ensemble, Fission, Rigl, Set, Tree
 from recipes.rows import (
     C4,
@@ -15,6 +16,7 @@ from recipes.rows import (
     ImageSet,
     Llama,
     Row,
+    TextSet,
     Timm,
     Wrn,
     all_rows,
@@ -24,6 +26,7 @@ from recipes.rows import (
     of_place,
     overridden,
     settings_of,
+    spelled,
 )
 from recipes.rows._cifar import edst_schedule
 from recipes.training import Adam, Sgd, Training
@@ -140,6 +143,8 @@ def test_what_the_released_code_does_otherwise() -> None:
     assert isinstance(language.method, Tree)
     assert language.method.total
     assert language.method.sparse.include == ("embeddings",)
+    assert language.method.rewiring == Rigl(every=50, temperature=3.0, floor=0.005)
+    assert find("table15/neurotrails-m3-s0.13").recipe("released").method.rewiring.floor == 0.005  # pyright: ignore
     assert language.data == C4(256)
 
 
@@ -192,6 +197,10 @@ class TestModels:
             Timm("resnet55").make(10, 3)
         with pytest.raises(RecipeError, match="depth must be 6 n"):
             Wrn(27, 1).make(10, 3)
+        with pytest.raises(RecipeError, match=r"hidden must be a multiple of 2 x heads.*hidden=32 and heads=3"):
+            Llama(hidden=32, heads=3)
+        with pytest.raises(RecipeError, match="layers must be at least 1, got 0"):
+            Llama(layers=0)
         with pytest.raises(RecipeError, match="grey images"):
             DigitsResnet().make(10, 3)
 
@@ -267,6 +276,9 @@ class TestOverrides:
             ("epochs=0", "epochs must be at least 1"),
             ("sparsity=1.5", "sparsity must be at least 0"),
             ("steps=4", "Set either epochs or steps"),
+            ("drops=(.5,3)", "drops must be rising shares"),
+            ("drops=('a',)", "drops must be rising shares"),
+            ("accumulate=100", "accumulate must divide batch_size=128"),
         ],
     )
     def test_what_cannot_be_set(self, change: str, message: str) -> None:
@@ -279,6 +291,34 @@ class TestOverrides:
             overridden(recipe, ["pieces=1"])
         assert overridden(recipe, ["pieces=((.5,1),(1,.1))"]).training.schedule.factor(9, 10) == 0.1
 
+    def test_tokenizers_by_name(self) -> None:
+        for preset, data in (("small", TextSet("wikitext2", validation_tokens=50_000)), ("paper", C4(1024))):
+            recipe = find("table4/130m-single-dense").recipe(preset)
+            for name, tokenizer in (("gpt2", Pretrained("gpt2")), ("bytes", Bytes()), ("bpe:300", Bpe(300))):
+                changed = overridden(recipe, [f"tokenizer={name}"])
+                assert changed.data == replace(data, tokenizer=tokenizer)
+                assert str(tokenizer) == name
+        changed = overridden(recipe, ["data.tokenizer=bpe", "tokenizer.vocab=500", "data.length=32"])
+        assert changed.data == C4(32, Bpe(500))
+        small = find("table4/130m-single-dense").recipe("small")
+        spellings = (["data.tokenizer=bpe:4000", "tokenizer = bytes", "lr=0.10"], ["lr=.1", "tokenizer=bytes"])
+        assert [spelled(small, each) for each in spellings] == [("lr=.1", "tokenizer=bytes")] * 2
+        with pytest.raises(RecipeError, match="as in bpe:8000; got 'bpe:many'"):
+            overridden(recipe, ["tokenizer=bpe:many"])
+        with pytest.raises(RecipeError, match="no setting 'tokenizer'"):
+            overridden(self.recipe, ["tokenizer=gpt2"])
+
+    def test_text_too_short_for_an_example(self) -> None:
+        recipe = find("table4/130m-single-dense").recipe("small")
+        for name in ("tokens", "validation_tokens"):
+            with pytest.raises(
+                RecipeError, match=f"^{name} must be at least length=128, the tokens of one example, got"
+            ):
+                overridden(recipe, [f"{name}=10"])
+        for data in (TextSet, C4):
+            with pytest.raises(RecipeError, match="length must be at least 2"):
+                data(length=1)
+
     def test_ambiguous_names(self) -> None:
         recipe = replace(self.recipe, model=Timm("resnet18"))
         with pytest.raises(RecipeError, match=r"Several settings are called 'name': data\.name, model\.name"):
@@ -287,8 +327,6 @@ class TestOverrides:
 
 
 def test_text_and_image_materials(tmp_path: object) -> None:
-    from recipes.data import Bytes
-    from recipes.rows import TextSet
     from recipes.training import Processes
 
     alone = Processes(0, 1, torch.device("cpu"))

@@ -3,9 +3,11 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ from recipes.evaluation import evaluate, predict
 from recipes.methods import Edst, Method, Rigl, Single, Sparse, Tree, single_dense
 from recipes.training import (
     CHECKPOINT,
+    DONE,
     Adam,
     Constant,
     Cosine,
     CsvFile,
     FlatLinear,
+    Interrupted,
     Job,
     Piecewise,
     Processes,
@@ -41,11 +45,13 @@ from recipes.training import (
     locked,
     measure,
     processes,
+    raised,
     read_rows,
     read_tensors,
     train,
     write_tensors,
 )
+from recipes.training._signals import deferred
 
 EXAMPLE = torch.zeros(2, 6)
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -135,11 +141,45 @@ class TestSchedules:
         ({"epochs": 1, "label_smoothing": 1.0}, "label_smoothing"),
         ({"epochs": 1, "ema": 1.0}, "ema must lie between"),
         ({"epochs": 1, "accumulate": 0}, "accumulate must be at least 1"),
+        ({"epochs": 1, "accumulate": 3}, "accumulate must divide batch_size=128 .*, got 3. Change either"),
+        ({"epochs": 1, "batch_size": 4, "accumulate": 8}, "accumulate must divide batch_size=4 .*, got 8"),
+        ({"epochs": 1, "clip": -1.0}, "clip must be positive, or None for no clipping, got -1.0"),
+        ({"epochs": 1, "clip": math.nan}, "clip must be positive"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Training(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sgd(momentum=5.0), "momentum must be at least 0 and below 1, got 5.0"),
+        (lambda: Sgd(momentum=0.0, nesterov=True), "momentum must be above 0 with nesterov, got 0. Set nesterov=false"),
+        (lambda: Sgd(weight_decay=-1.0), "weight_decay must be at least 0, got -1.0"),
+        (lambda: Sgd(lr=math.inf), "lr must be positive, got inf"),
+        (lambda: Adam(weight_decay=-1.0), "weight_decay must be at least 0, got -1.0"),
+        (lambda: Adam(betas=(0.9, 1.0)), "betas must be two numbers, at least 0 and below 1"),
+        (lambda: Steps((0.5, 3)), r"drops must be rising shares of the training, between 0 and 1, got \(0.5, 3\)"),
+        (lambda: Steps((0.75, 0.5)), "drops must be rising"),
+        (lambda: Steps((0.5, 0.5)), "drops must be rising"),
+        (lambda: Piecewise(((0.5, "a"), (1.0, 1.0))), "pieces must be pairs"),  # pyright: ignore
+        (lambda: Steps(by=-0.1), "by must be positive, got -0.1"),
+        (lambda: Cosine(floor=-1.0), "floor must be at least 0"),
+        (lambda: Cosine(warmup=2.0), r"warmup must lie in \[0, 1\], got 2.0"),
+        (lambda: FlatLinear(begin=0.9, end=0.9), "begin must be at least 0 and below end=0.9, got 0.9"),
+        (lambda: FlatLinear(floor=math.nan), "floor must be at least 0"),
+        (lambda: Runtime(workers=-1), "workers must be at least 0, got -1"),
+        (lambda: Runtime(checkpoint_minutes=math.nan), "checkpoint_minutes must be at least 0"),
+        (lambda: Rigl(fraction=1.5), "fraction must be above 0 and at most 1, got 1.5"),
+        (lambda: Rigl(fraction=0.1, floor=0.2), r"floor must lie in \[0, fraction=0.1\], got 0.2"),
+        (lambda: Rigl(temperature=0.0), "temperature must be positive"),
+    ],
+)
+def test_parts_of_settings_that_cannot_work(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make()
 
 
 def test_plain_training_is_the_loop_that_one_would_write(tmp_path: Path) -> None:
@@ -410,3 +450,37 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
             assert torch.equal(one[key], two[key])
         else:
             assert torch.allclose(one[key].float(), two[key].float(), atol=1e-5)
+
+
+class TestSignals:
+    def test_the_first_is_noted_and_the_second_ends_at_once(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        with deferred() as request:
+            assert request.number is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.number == signal.SIGTERM
+            with pytest.raises(Interrupted, match="interrupted by SIGINT") as ended:
+                os.kill(os.getpid(), signal.SIGINT)
+        assert ended.value.number == signal.SIGINT
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_raised_where_nothing_can_be_saved(self) -> None:
+        with raised(), pytest.raises(Interrupted, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def test_other_threads_leave_signals_alone(self) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(lambda: deferred().__enter__().number).result() is None
+
+    def test_in_the_last_step_the_training_is_finished(self, tmp_path: Path) -> None:
+        class Last:
+            def write(self, row: Mapping[str, float]) -> None:
+                if row["step"] == 4:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            def close(self) -> None: ...
+
+        with pytest.raises(Interrupted):
+            train(make(), job(single_dense(), tmp_path, Training(steps=4, batch_size=16)), ALONE, [Last()])
+        assert (tmp_path / DONE).exists()
+        assert not (tmp_path / CHECKPOINT).exists()
