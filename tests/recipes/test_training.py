@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 import fxsplit
 import sparsity
@@ -46,6 +47,7 @@ from recipes.training import (
     train,
     write_tensors,
 )
+from recipes.training._clock import CheckpointClock
 
 EXAMPLE = torch.zeros(2, 6)
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -383,9 +385,69 @@ def test_processes_and_devices() -> None:
         assert alone.first
         assert alone.gather("x") == ["x"]
         assert alone.agree(True)
+        assert alone.tell(7) == 7
         assert alone.sum(torch.tensor(3)).item() == 3
     with pytest.raises(TrainingError, match="no device 'nowhere'"), processes("nowhere"):
         pass
+
+
+def test_processes_wait_for_a_long_evaluation_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test part of ImageNet takes longer than the ten minutes after which NCCL ends the others."""
+    asked: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "init_process_group", lambda *args, **options: asked.append((args, options)))
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    with processes("cpu") as together:
+        assert (together.rank, together.world) == (0, 2)
+    ((backend, options),) = asked
+    assert backend == ("gloo",)
+    assert options["timeout"] >= timedelta(hours=2)
+
+
+class TestCheckpointClock:
+    """A clock whose steps take as long as the test says, in a run of two processes."""
+
+    @pytest.fixture(autouse=True)
+    def _clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.told = 0.0, 0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr(Processes, "tell", self._tell)
+
+    def _tell(self, number: int) -> int:
+        self.told += 1
+        return number
+
+    def checkpoints(self, minutes: float, seconds: float, steps: int) -> list[int]:
+        """Steps after which there is a checkpoint."""
+        clock, found = CheckpointClock(minutes, Processes(0, 2, torch.device("cpu")), 0), []
+        for step in range(1, steps + 1):
+            self.now += seconds
+            if clock.due(step):
+                found.append(step)
+                clock.saved(step)
+        return found
+
+    def test_without_minutes_every_step(self) -> None:
+        assert self.checkpoints(0, 1.0, 4) == [1, 2, 3, 4]
+
+    def test_short_steps_are_asked_about_rarely(self) -> None:
+        assert self.checkpoints(10, 0.5, 3000) == [1200, 2400]
+        # Every hundred steps, and some more as the time comes near.
+        assert self.told <= 50
+
+    def test_long_steps_are_asked_about_when_due(self) -> None:
+        assert self.checkpoints(10, 100.0, 13) == [6, 12]
+        assert self.checkpoints(10, 700.0, 3) == [1, 2, 3]
+
+    def test_the_others_follow_the_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        told = iter([3, 0, 2])
+        monkeypatch.setattr(Processes, "tell", lambda self, number: next(told))
+        clock = CheckpointClock(10, Processes(1, 2, torch.device("cpu")), 5)
+        assert [clock.due(step) for step in range(6, 10)] == [False, False, False, True]
+        clock.saved(9)
+        assert not clock.due(10)
+        assert next(told, None) is None
 
 
 def test_deterministic_mode_is_left_again() -> None:
