@@ -61,6 +61,7 @@ class Questions:
         sketch: Whether to measure on ImageNet-Sketch.
         modules: Paths within the heads whose features are compared.
         images: Use so many test images; None for all.
+        workers: Processes that fetch images.
         tasks: Downstream tasks of a language model.
         limit: Examples of each task; None for all.
     """
@@ -72,6 +73,7 @@ class Questions:
     sketch: bool = False
     modules: Sequence[str] = ()
     images: int | None = None
+    workers: int = 0
     tasks: Sequence[str] = ()
     limit: int | None = None
 
@@ -143,7 +145,7 @@ def _refuse(given: Sequence[Any], options: str, kind: str) -> None:
 
 def _of_images(net: nn.Module, data: ImageData, root: Path, device: torch.device, asked: Questions) -> dict[str, Any]:
     def said(images: Images) -> Predictions:
-        return predict(net, in_order(images, prepare=data.prepare, device=device))
+        return predict(net, in_order(images, prepare=data.prepare, workers=asked.workers, device=device))
 
     test = _first(data.test, asked.images)
     known: dict[str, Any] = {"test": said(test), "costs": []}

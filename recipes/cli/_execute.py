@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def execute(
         material = recipe.data.load(runtime.data_root)
         trained, kept = _train(choice, recipe, material, seed, folder, runtime, processes)
         if processes.first:
-            _finish(choice, recipe, material, seed, folder, trained, kept, processes)
+            _finish(choice, recipe, material, seed, folder, trained, kept, processes, runtime.workers)
         processes.wait()
     return read_json(folder / RESULT)
 
@@ -80,6 +81,7 @@ def _train(
     """Train each network that isn't yet; return what is known of each, and the states that were kept as networks."""
     method, example = recipe.method, material.example
     make = maker(recipe, material)
+    validation = functools.partial(material.read, "validation", processes, runtime.workers)
     records, kept = [], {state: [] for state in STATES}
     for number in range(method.networks):
         job = Job(
@@ -88,7 +90,7 @@ def _train(
             runtime=runtime,
             # Networks of an ensemble see the examples in different orders.
             feed=material.feed(recipe.training.batch_size, first_seed(seed) + number, processes, runtime.workers),
-            validation=(lambda: material.read("validation", processes)) if material.has_validation else None,
+            validation=validation if material.has_validation else None,
             folder=folder / f"network-{number}",
             seed=first_seed(seed) + number,
             example=example,
@@ -149,6 +151,7 @@ def _finish(
     trained: list[dict[str, Any]],
     kept: dict[str, list[nn.Module]],
     processes: Processes,
+    workers: int,
 ) -> None:
     alone = Processes(0, 1, processes.device)
     metrics: dict[str, dict[str, float]] = {}
@@ -158,10 +161,10 @@ def _finish(
             continue
         net = recipe.method.join(maker(recipe, material), material.example, kept[state])
         net.to(processes.device)
-        metrics[state], measured = _measure(net, recipe, material, alone)
+        metrics[state], measured = _measure(net, recipe, material, alone, workers)
         if found is None:
             held_out = material.has_validation and not recipe.language
-            found = net, measured, predict(net, material.read("validation", alone)) if held_out else None
+            found = net, measured, predict(net, material.read("validation", alone, workers)) if held_out else None
         save(net.cpu(), folder, state)
     net, measured, validation = found
     cost = costs(net, material.example)
@@ -197,9 +200,11 @@ def _finish(
         file.unlink()  # the joined networks hold them
 
 
-def _measure(net: nn.Module, recipe: Recipe, material: Material, alone: Processes) -> tuple[dict[str, float], Any]:
+def _measure(
+    net: nn.Module, recipe: Recipe, material: Material, alone: Processes, workers: int
+) -> tuple[dict[str, float], Any]:
     if recipe.language:
-        measured = perplexity(net, (x for x, _ in material.read("test", alone)))
+        measured = perplexity(net, (x for x, _ in material.read("test", alone, workers)))
         return {
             "perplexity_prob": measured.prob,
             "perplexity_logit": measured.logit,
@@ -207,7 +212,7 @@ def _measure(net: nn.Module, recipe: Recipe, material: Material, alone: Processe
             "disagreement": measured.disagreement,
             "tokens": measured.tokens,
         }, measured
-    predictions = predict(net, material.read("test", alone))
+    predictions = predict(net, material.read("test", alone, workers))
     return evaluate(*predictions), predictions
 
 

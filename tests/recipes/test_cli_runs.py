@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import fxsplit
 import recipes.cli._plot
 from recipes.cli import main
 from recipes.cli._folder import Choice
+from recipes.data import in_order
 from recipes.training import locked
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +163,27 @@ class TestFinished:
         net = fxsplit.load(folder / "last.safetensors", model, example=material.example)
         measured = evaluate(*predict(net, material.read("test", Processes(0, 1, torch.device("cpu")))))
         assert measured["nll_prob"] == pytest.approx(result_of(out, self.row)["metrics"]["last"]["nll_prob"], rel=1e-6)
+
+    @pytest.mark.filterwarnings("ignore:The NLL on .* has no lowest point")
+    def test_workers_fetch_images_for_evaluation_too(
+        self, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Validation part after both epochs; test part of both states, and the validation part, in the end."""
+        asked: list[int] = []
+
+        def spy(*arguments: Any, workers: int = 0, **options: Any) -> Any:
+            asked.append(workers)
+            return in_order(*arguments, workers=workers, **options)
+
+        monkeypatch.setattr("recipes.rows._data.in_order", spy)
+        monkeypatch.setattr("recipes.cli._evaluate.in_order", spy)
+        assert run(tmp_path / "fetched", self.row, *DIGITS, "--workers", "1") == 0
+        assert asked == [1] * 5
+        one, other = (result_of(place, self.row) for place in (out, tmp_path / "fetched"))
+        assert one["metrics"] == other["metrics"]
+        asked.clear()
+        assert main(["evaluate", self.row, "--out", str(tmp_path / "fetched"), *DIGITS, "--workers", "1"]) == 0
+        assert asked == [1] * 2
 
     def test_a_folder_of_another_recipe(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = next((out / self.row).glob("*/seed0/recipe.json"))
