@@ -36,6 +36,7 @@ from recipes.training import (
     TensorBoard,
     Training,
     TrainingError,
+    WarmSteps,
     WeightsAndBiases,
     costs,
     deterministic,
@@ -102,6 +103,12 @@ class TestSchedules:
     def test_steps_drop_after_shares_of_the_training(self) -> None:
         factors = [Steps().factor(step, 8) for step in range(8)]
         assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+    def test_steps_after_a_linear_rise(self) -> None:
+        schedule = WarmSteps((0.5, 0.75), by=0.2, warmup=0.25)
+        by_hand = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04, 0.04, 0.04]
+        assert [schedule.factor(step, 16) for step in range(16)] == pytest.approx(by_hand)
+        assert [WarmSteps().factor(step, 8) for step in range(8)] == [Steps().factor(step, 8) for step in range(8)]
 
     def test_cosine_with_warmup_and_floor(self) -> None:
         schedule = Cosine(floor=0.1, warmup=0.2)
