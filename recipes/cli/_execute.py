@@ -130,7 +130,8 @@ def _extra_logs(job: Job, recipe: Recipe, choice: Choice, seed: int) -> Iterator
     if job.runtime.tensorboard:
         yield TensorBoard(job.folder / "tensorboard", step)
     if job.runtime.wandb is not None:
-        yield WeightsAndBiases(job.runtime.wandb, f"{choice.title} seed {seed} {job.folder.name}", recipe.as_dict())
+        name = f"{choice.title} seed {seed} {job.folder.name}"
+        yield WeightsAndBiases(job.runtime.wandb, name, recipe.as_dict(), job.folder, step)
 
 
 def _kept(blank: nn.Module, folder: Path, state: str) -> list[nn.Module]:

@@ -231,6 +231,52 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path, capsys: p
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted at its second evaluation: each number is there once, and Weights & Biases has a run for each out."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    started: list[str] = []
+    heard: list[int] = []
+    interruptions = [4]
+
+    class Run:
+        def log(self, row: Any, step: int) -> None:
+            if step in interruptions:
+                interruptions.remove(step)
+                raise KeyboardInterrupt
+            heard.append(step)
+
+        def finish(self) -> None:
+            pass
+
+    class Wandb:
+        @staticmethod
+        def init(id: str, **options: Any) -> Run:
+            started.append(id)
+            return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    row = "table3/treenet-m3"
+    settings = ["--set", "images=160", "--set", "batch_size=32", "--set", "epochs=2", "--set", "evaluate_every=2"]
+    logs = ["--wandb", "project", "--tensorboard", "--checkpoint-minutes", "0"]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "one", row, *settings, *logs)
+    assert run(tmp_path / "one", row, *settings, *logs, "--resume") == 0
+    assert run(tmp_path / "two", row, *settings, *logs) == 0
+    assert started[0] == started[1] != started[2]
+    assert heard == [2, 4, 6, 8] * 2
+
+    folder = next((tmp_path / "one" / row).glob("*/seed0/network-0"))
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    with (folder / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert set(events.Tags()["scalars"]) == set(rows[0]) - {"step"}
+    for name in events.Tags()["scalars"]:
+        written = {event.step: event.value for event in events.Scalars(name)}
+        assert len(written) == len(events.Scalars(name))
+        assert written == pytest.approx({int(row["step"]): float(row[name]) for row in rows}, rel=1e-6), name
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -360,9 +360,9 @@ class TestLogs:
         with pytest.raises(TrainingError, match=r"fxsplit\[tensorboard\]"):
             TensorBoard(tmp_path, 0)
         with pytest.raises(TrainingError, match=r"fxsplit\[wandb\]"):
-            WeightsAndBiases("project", "name", {})
+            WeightsAndBiases("project", "name", {}, tmp_path, 0)
 
-    def test_wandb_goes_on_with_the_same_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_wandb_goes_on_with_the_same_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[Any] = []
 
         class Run:
@@ -379,12 +379,23 @@ class TestLogs:
                 return Run()
 
         monkeypatch.setitem(sys.modules, "wandb", Wandb)
-        log = WeightsAndBiases("project", "table2/treenet seed 0", {"a": 1})
-        log.write({"step": 4, "loss": 0.5})
-        log.close()
-        assert calls[0]["id"] == "table2-treenet seed 0"
-        assert calls[0]["resume"] == "allow"
-        assert calls[1:] == [({"loss": 0.5}, 4), "finish"]
+
+        def started(folder: str, step: int) -> str:
+            calls.clear()
+            log = WeightsAndBiases("project", "table2/treenet seed 0", {"a": 1}, tmp_path / folder, step)
+            log.write({"step": 4, "loss": 0.5})
+            log.close()
+            assert calls[1:] == [({"loss": 0.5}, 4), "finish"]
+            identity = calls[0].pop("id")
+            expected = {"project": "project", "name": "table2/treenet seed 0", "resume": "allow", "config": {"a": 1}}
+            assert calls[0] == expected
+            return identity
+
+        first = started("here", 0)
+        assert first.isalnum()
+        assert started("here", 3) == first
+        assert started("there", 0) != first
+        assert started("here", 0) != first  # it starts over, so the old numbers are not its own
 
 
 def test_processes_and_devices() -> None:
