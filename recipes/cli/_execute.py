@@ -81,22 +81,9 @@ def _train(
     """Train each network that isn't yet; return what is known of each, and the states that were kept as networks."""
     method, example = recipe.method, material.example
     make = maker(recipe, material)
-    validation = functools.partial(material.read, "validation", processes, runtime.workers)
     records, kept = [], {state: [] for state in STATES}
     for number in range(method.networks):
-        job = Job(
-            method=method,
-            training=recipe.training,
-            runtime=runtime,
-            # Networks of an ensemble see the examples in different orders.
-            feed=material.feed(recipe.training.batch_size, first_seed(seed) + number, processes, runtime.workers),
-            validation=validation if material.has_validation else None,
-            folder=folder / f"network-{number}",
-            seed=first_seed(seed) + number,
-            example=example,
-            better=recipe.data.metric,
-            title=f"{choice.row.name} seed {seed}, network {number + 1} of {method.networks}",
-        )
+        job = job_of(choice, material, seed, number, folder, runtime, processes)
         net = method.network(make, example, first_seed(seed), number)
         # A pristine copy, on the CPU, to load what is kept into.
         blank = copy.deepcopy(net) if processes.first else net
@@ -112,6 +99,43 @@ def _train(
             for state in STATES:
                 kept[state] += _kept(blank, job.folder, state)
     return records, kept
+
+
+def job_of(
+    choice: Choice,
+    material: Material,
+    seed: int,
+    number: int,
+    folder: Path,
+    runtime: Runtime,
+    processes: Processes,
+) -> Job:
+    """Return the training of one network of a run.
+
+    Args:
+        choice: What to run.
+        material: Its data.
+        seed: Seed of the run.
+        number: Which of its networks.
+        folder: Folder of the run.
+        runtime: How to carry it out.
+        processes: Those that run it together.
+    """
+    recipe, own = choice.recipe, first_seed(seed) + number
+    validation = functools.partial(material.read, "validation", processes, runtime.workers)
+    return Job(
+        method=recipe.method,
+        training=recipe.training,
+        runtime=runtime,
+        # Networks of an ensemble see the examples in different orders.
+        feed=material.feed(recipe.training.batch_size, own, processes, runtime.workers),
+        validation=validation if material.has_validation else None,
+        folder=folder / f"network-{number}",
+        seed=own,
+        example=material.example,
+        better=recipe.data.metric,
+        title=f"{choice.row.name} seed {seed}, network {number + 1} of {recipe.method.networks}",
+    )
 
 
 def maker(recipe: Recipe, material: Material) -> Callable[[], nn.Module]:
