@@ -107,6 +107,7 @@ def evaluate(options: argparse.Namespace) -> int:
         sketch=options.sketch,
         modules=options.modules,
         images=options.images,
+        workers=options.workers,
         tasks=_tasks(options.tasks),
         limit=options.limit,
     )

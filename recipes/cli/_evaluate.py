@@ -100,7 +100,7 @@ def measure_more(
 
 def _of_images(net: nn.Module, data: ImageData, device: torch.device, inputs: Inputs) -> dict[str, Any]:
     def said(images: Images) -> Predictions:
-        return predict(net, in_order(images, prepare=data.prepare, device=device))
+        return predict(net, in_order(images, prepare=data.prepare, workers=asked.workers, device=device))
 
     asked = inputs.asked
     test = first(data.test, asked.images)

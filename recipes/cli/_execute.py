@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def execute(
         material = recipe.data.load(runtime.data_root)
         trained, kept = _train(choice, recipe, material, seed, folder, runtime, processes)
         if processes.first:
-            _finish(choice, recipe, material, seed, folder, trained, kept, processes)
+            _finish(choice, recipe, material, seed, folder, trained, kept, processes, runtime.workers)
         processes.wait()
     return read_json(folder / RESULT)
 
@@ -81,19 +82,7 @@ def _train(
     make = maker(recipe, material)
     records, kept = [], {state: [] for state in STATES}
     for number in range(method.networks):
-        job = Job(
-            method=method,
-            training=recipe.training,
-            runtime=runtime,
-            # Networks of an ensemble see the examples in different orders.
-            feed=material.feed(recipe.training.batch_size, first_seed(seed) + number, processes, runtime.workers),
-            validation=(lambda: material.read("validation", processes)) if material.has_validation else None,
-            folder=folder / f"network-{number}",
-            seed=first_seed(seed) + number,
-            example=example,
-            better=recipe.data.metric,
-            title=f"{choice.row.name} seed {seed}, network {number + 1} of {method.networks}",
-        )
+        job = job_of(choice, material, seed, number, folder, runtime, processes)
         net = method.network(make, example, first_seed(seed), number)
         # A pristine copy, on the CPU, to load what is kept into.
         blank = copy.deepcopy(net) if processes.first else net
@@ -109,6 +98,43 @@ def _train(
             for state in STATES:
                 kept[state] += _kept(blank, job.folder, state)
     return records, kept
+
+
+def job_of(
+    choice: Choice,
+    material: Material,
+    seed: int,
+    number: int,
+    folder: Path,
+    runtime: Runtime,
+    processes: Processes,
+) -> Job:
+    """Return the training of one network of a run.
+
+    Args:
+        choice: What to run.
+        material: Its data.
+        seed: Seed of the run.
+        number: Which of its networks.
+        folder: Folder of the run.
+        runtime: How to carry it out.
+        processes: Those that run it together.
+    """
+    recipe, own = choice.recipe, first_seed(seed) + number
+    validation = functools.partial(material.read, "validation", processes, runtime.workers)
+    return Job(
+        method=recipe.method,
+        training=recipe.training,
+        runtime=runtime,
+        # Networks of an ensemble see the examples in different orders.
+        feed=material.feed(recipe.training.batch_size, own, processes, runtime.workers),
+        validation=validation if material.has_validation else None,
+        folder=folder / f"network-{number}",
+        seed=own,
+        example=material.example,
+        better=recipe.data.metric,
+        title=f"{choice.row.name} seed {seed}, network {number + 1} of {recipe.method.networks}",
+    )
 
 
 def maker(recipe: Recipe, material: Material) -> Callable[[], nn.Module]:
@@ -127,7 +153,8 @@ def _extra_logs(job: Job, recipe: Recipe, choice: Choice, seed: int) -> Iterator
     if job.runtime.tensorboard:
         yield TensorBoard(job.folder / "tensorboard", step)
     if job.runtime.wandb is not None:
-        yield WeightsAndBiases(job.runtime.wandb, f"{choice.title} seed {seed} {job.folder.name}", recipe.as_dict())
+        name = f"{choice.title} seed {seed} {job.folder.name}"
+        yield WeightsAndBiases(job.runtime.wandb, name, recipe.as_dict(), job.folder, step)
 
 
 def _kept(blank: nn.Module, folder: Path, state: str) -> list[nn.Module]:
@@ -148,6 +175,7 @@ def _finish(
     trained: list[dict[str, Any]],
     kept: dict[str, list[nn.Module]],
     processes: Processes,
+    workers: int,
 ) -> None:
     alone = Processes(0, 1, processes.device)
     metrics: dict[str, dict[str, float]] = {}
@@ -157,10 +185,10 @@ def _finish(
             continue
         net = recipe.method.join(maker(recipe, material), material.example, kept[state])
         net.to(processes.device)
-        metrics[state], measured = _measure(net, recipe, material, alone)
+        metrics[state], measured = _measure(net, recipe, material, alone, workers)
         if found is None:
             held_out = material.has_validation and not recipe.language
-            found = net, measured, predict(net, material.read("validation", alone)) if held_out else None
+            found = net, measured, predict(net, material.read("validation", alone, workers)) if held_out else None
         assert isinstance(net, fxsplit.SplitModel)
         fxsplit.save(net.cpu(), folder / f"{state}.safetensors")
     net, measured, validation = found
@@ -197,9 +225,11 @@ def _finish(
         file.unlink()  # the joined networks hold them
 
 
-def _measure(net: nn.Module, recipe: Recipe, material: Material, alone: Processes) -> tuple[dict[str, float], Any]:
+def _measure(
+    net: nn.Module, recipe: Recipe, material: Material, alone: Processes, workers: int
+) -> tuple[dict[str, float], Any]:
     if recipe.language:
-        measured = perplexity(net, (x for x, _ in material.read("test", alone)))
+        measured = perplexity(net, (x for x, _ in material.read("test", alone, workers)))
         return {
             "perplexity_prob": measured.prob,
             "perplexity_logit": measured.logit,
@@ -207,7 +237,7 @@ def _measure(net: nn.Module, recipe: Recipe, material: Material, alone: Processe
             "disagreement": measured.disagreement,
             "tokens": measured.tokens,
         }, measured
-    predictions = predict(net, material.read("test", alone))
+    predictions = predict(net, material.read("test", alone, workers))
     return evaluate(*predictions), predictions
 
 

@@ -39,6 +39,7 @@ class Questions:
         sketch: Whether to measure on ImageNet-Sketch.
         modules: Paths within the heads whose features are compared.
         images: Use so many test images; None for all.
+        workers: Processes that fetch images.
         tasks: Downstream tasks of a language model.
         limit: Examples of each task; None for all.
     """
@@ -50,6 +51,7 @@ class Questions:
     sketch: bool = False
     modules: Sequence[str] = ()
     images: int | None = None
+    workers: int = 0
     tasks: Sequence[str] = ()
     limit: int | None = None
 

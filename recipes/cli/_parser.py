@@ -133,6 +133,7 @@ def _evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     images.add_argument("--sketch", action="store_true", help="measure on ImageNet-Sketch")
     images.add_argument("--modules", nargs="+", default=[], metavar="PATH", help="compare features in heads by CKA")
     images.add_argument("--images", type=int, metavar="N", help="only so many test images")
+    images.add_argument("--workers", type=int, default=0, help="processes that fetch images")
     text = command.add_argument_group("language models")
     text.add_argument(
         "--tasks", nargs="*", metavar="TASK", help="run tasks of lm-evaluation-harness; without names those of Table 5"

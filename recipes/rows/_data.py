@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,20 @@ from recipes.training import Feed, Processes
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
+class Read(Protocol):
+    """Reads a part of the data."""
+
+    def __call__(self, part: str, processes: Processes, workers: int = 0) -> Batches:
+        """Yield ``train``, ``validation`` or ``test`` once, in order, as one process of several.
+
+        Args:
+            part: Which.
+            processes: Those that share it.
+            workers: Processes that fetch in the background.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Material:
     """Data, ready for training and evaluation.
@@ -40,7 +54,7 @@ class Material:
         channels: Channels of the images; 0 for text.
         example: Two inputs, to trace with.
         feed: Makes training batches from the batch size, the seed and the processes.
-        read: Reads a part (``train``, ``validation`` or ``test``) once, in order, as one process of several.
+        read: Reads a part once.
         has_validation: Whether there is a validation part.
     """
 
@@ -49,7 +63,7 @@ class Material:
     channels: int
     example: Tensor
     feed: Callable[[int, int, Processes, int], Feed]
-    read: Callable[[str, Processes], Batches]
+    read: Read
     has_validation: bool
 
 
@@ -98,13 +112,14 @@ class ImageSet:
                 device=processes.device,
             )
 
-        def read(part: str, processes: Processes) -> Batches:
+        def read(part: str, processes: Processes, workers: int = 0) -> Batches:
             chosen: Any = data.need_validation() if part == "validation" else parts[part]
             return in_order(
                 chosen,
                 prepare=data.prepare,
                 rank=processes.rank,
                 world=processes.world,
+                workers=workers,
                 device=processes.device,
             )
 
@@ -190,7 +205,8 @@ def _text(data: TextData | StreamData) -> Material:
     def feed(batch_size: int, seed: int, processes: Processes, workers: int) -> Feed:
         return data.loader(batch_size, seed, rank=processes.rank, world=processes.world, device=processes.device)
 
-    def read(part: str, processes: Processes) -> Batches:
+    def read(part: str, processes: Processes, workers: int = 0) -> Batches:
+        # Tokens are in memory already.
         return in_order(parts[part], 16, rank=processes.rank, world=processes.world, device=processes.device)
 
     return Material(data, data.vocab, 0, data.example.to(torch.int64), feed, read, has_validation=True)

@@ -10,7 +10,7 @@ from recipes.training._measure import measure, predictions
 from recipes.training._optimizers import Adam, OptimizerSettings, Sgd
 from recipes.training._processes import Processes, processes
 from recipes.training._random import deterministic
-from recipes.training._schedules import Constant, Cosine, FlatLinear, Piecewise, Schedule, Steps
+from recipes.training._schedules import Constant, Cosine, FlatLinear, Piecewise, Schedule, Steps, WarmSteps
 from recipes.training._session import Objective, Session
 from recipes.training._settings import Runtime, Training
 from recipes.training._signals import Interrupted, raised
@@ -41,6 +41,7 @@ __all__ = [
     "TensorBoard",
     "Training",
     "TrainingError",
+    "WarmSteps",
     "WeightsAndBiases",
     "costs",
     "deterministic",

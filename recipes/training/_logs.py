@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from recipes.training._errors import TrainingError
+from recipes.training._files import read_json, write_json
 
 Row = Mapping[str, float]
 
@@ -94,23 +96,30 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases; going on from a checkpoint goes on with the same run.
+    """A run of Weights & Biases; going on from a checkpoint goes on with the same run, starting over with a new one.
 
     Args:
         project: Name of the project.
         name: Name of the run.
         config: Settings to show.
+        folder: Keeps the identity of the run, in ``wandb.json``.
+        step: Step of the checkpoint that training goes on from; 0 if there is none.
 
     Raises:
         TrainingError: wandb is not installed.
     """
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path, step: int) -> None:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise TrainingError("Weights & Biases is not installed: pip install 'fxsplit[wandb]'") from error
-        identity = name.replace("/", "-")
+        file = folder / "wandb.json"
+        if not (step and file.exists()):
+            # The name does not tell runs in two folders apart: the second would go on with the first.
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(file, {"id": uuid.uuid4().hex})
+        identity = read_json(file)["id"]
         self._run = wandb.init(project=project, name=name, id=identity, resume="allow", config=dict(config))
 
     def write(self, row: Row) -> None:

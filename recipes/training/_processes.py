@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recipes.training._errors import TrainingError
+
+# While the first process measures a finished network on all of the test part, decoding every image, the others wait in
+# a barrier. NCCL would end them after ten minutes, and with them a training that is done.
+PATIENCE = datetime.timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,17 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
+    def tell(self, number: int) -> int:
+        """Return the number that the first process has."""
+        if self.world == 1:
+            return number
+        told = torch.tensor(number, device=self.device)
+        dist.broadcast(told, src=0)
+        return int(told.item())
+
     def agree(self, decision: bool) -> bool:
         """Return what the first process decided."""
-        if self.world == 1:
-            return decision
-        flag = torch.tensor(float(decision), device=self.device)
-        dist.broadcast(flag, src=0)
-        return bool(flag.item())
+        return bool(self.tell(int(decision)))
 
 
 @contextlib.contextmanager
@@ -85,7 +94,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     if world == 1:
         yield Processes(0, 1, place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), world, place)
     finally:

@@ -58,6 +58,28 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class WarmSteps(Steps):
+    """A linear rise from nothing, then as `Steps`.
+
+    Args:
+        drops: Shares of the training.
+        by: What each multiplies the rate by.
+        warmup: Share of the training for the rise.
+
+    Example:
+        >>> [round(WarmSteps((0.5,), warmup=0.04).factor(step, 100), 4) for step in (0, 1, 3, 4, 50)]
+        [0.25, 0.5, 1.0, 1.0, 0.1]
+    """
+
+    warmup: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the factor of ``step``; the rise reaches 1 with its last step."""
+        rise = _at(self.warmup, steps)
+        return (step + 1) / rise if step < rise else super().factor(step, steps)
+
+
+@dataclass(frozen=True)
 class Piecewise:
     """Constant pieces.
 

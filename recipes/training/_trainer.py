@@ -24,6 +24,7 @@ from tqdm import tqdm
 import sparsity
 from recipes._require import require
 from recipes.methods import Method
+from recipes.training._clock import CheckpointClock
 from recipes.training._errors import TrainingError
 from recipes.training._files import read_tensors, write_json, write_tensors
 from recipes.training._logs import CsvFile, Log
@@ -204,7 +205,7 @@ class _Loop:
         self._request = request
         self.every = job.training.evaluate_every or job.feed.steps
         self._pending = torch.zeros((), dtype=torch.float64, device=processes.device)
-        self._saved = time.monotonic()
+        self._clock = CheckpointClock(job.runtime.checkpoint_minutes, processes, session.step)
         self._started = time.perf_counter()
 
     def run(self) -> None:
@@ -237,8 +238,7 @@ class _Loop:
         if step == progress.snapshots[min(progress.taken, len(progress.snapshots) - 1)]:
             self._keep(f"last-{progress.taken}.pt")
             progress.taken, progress.best = progress.taken + 1, None
-        due = time.monotonic() - self._saved >= 60 * self.job.runtime.checkpoint_minutes
-        if step < self.job.steps and self.processes.agree(due or self._request.number is not None):
+        if step < self.job.steps and self._clock.due(step, urgent=self._request.number is not None):
             self._checkpoint()
             self._end_if_asked()
 
@@ -296,5 +296,5 @@ class _Loop:
             state["feed"] = self.job.feed.state_dict()
         if self.processes.first:
             write_tensors(self.job.folder / CHECKPOINT, state)
-        self._saved = time.monotonic()
+        self._clock.saved(self.session.step)
         self._started = time.perf_counter()

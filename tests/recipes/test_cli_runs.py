@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ import recipes.cli._plot
 from recipes.cli import COMMANDS, main
 from recipes.cli._folder import Choice
 from recipes.cli._interrupted import resuming
+from recipes.data import in_order
 from recipes.training import locked
 from tests.recipes._finished import finish
 
@@ -183,6 +185,27 @@ class TestFinished:
         measured = evaluate(*predict(net, material.read("test", Processes(0, 1, torch.device("cpu")))))
         assert measured["nll_prob"] == pytest.approx(result_of(out, self.row)["metrics"]["last"]["nll_prob"], rel=1e-6)
 
+    @pytest.mark.filterwarnings("ignore:The NLL on .* has no lowest point")
+    def test_workers_fetch_images_for_evaluation_too(
+        self, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Validation part after both epochs; test part of both states, and the validation part, in the end."""
+        asked: list[int] = []
+
+        def spy(*arguments: Any, workers: int = 0, **options: Any) -> Any:
+            asked.append(workers)
+            return in_order(*arguments, workers=workers, **options)
+
+        monkeypatch.setattr("recipes.rows._data.in_order", spy)
+        monkeypatch.setattr("recipes.cli._evaluate.in_order", spy)
+        assert run(tmp_path / "fetched", self.row, *DIGITS, "--workers", "1") == 0
+        assert asked == [1] * 5
+        one, other = (result_of(place, self.row) for place in (out, tmp_path / "fetched"))
+        assert one["metrics"] == other["metrics"]
+        asked.clear()
+        assert main(["evaluate", self.row, "--out", str(tmp_path / "fetched"), *DIGITS, "--workers", "1"]) == 0
+        assert asked == [1] * 2
+
     def test_a_folder_of_another_recipe(self, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = next((out / self.row).glob("*/seed0/recipe.json"))
         file.write_text(file.read_text().replace('"members": 3', '"members": 4'))
@@ -293,6 +316,51 @@ def test_the_command_that_goes_on_is_said_for_runs_alone(
     assert not capsys.readouterr().err
 
 
+def test_a_resumed_run_goes_on_in_the_same_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted at its second evaluation: each number is there once, and Weights & Biases has a run for each out."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    started: list[str] = []
+    heard: list[int] = []
+    interruptions = [4]
+
+    class Run:
+        def log(self, row: Any, step: int) -> None:
+            if step in interruptions:
+                interruptions.remove(step)
+                raise KeyboardInterrupt
+            heard.append(step)
+
+        def finish(self) -> None:
+            pass
+
+    class Wandb:
+        @staticmethod
+        def init(id: str, **options: Any) -> Run:
+            started.append(id)
+            return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    row = "table3/treenet-m3"
+    settings = ["--set", "images=160", "--set", "batch_size=32", "--set", "epochs=2", "--set", "evaluate_every=2"]
+    logs = ["--wandb", "project", "--tensorboard", "--checkpoint-minutes", "0"]
+    assert run(tmp_path / "one", row, *settings, *logs) == 130
+    assert run(tmp_path / "one", row, *settings, *logs, "--resume") == 0
+    assert run(tmp_path / "two", row, *settings, *logs) == 0
+    assert started[0] == started[1] != started[2]
+    assert heard == [2, 4, 6, 8] * 2
+
+    folder = next((tmp_path / "one" / row).glob("*/seed0/network-0"))
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    with (folder / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert set(events.Tags()["scalars"]) == set(rows[0]) - {"step"}
+    for name in events.Tags()["scalars"]:
+        written = {event.step: event.value for event in events.Scalars(name)}
+        assert len(written) == len(events.Scalars(name))
+        assert written == pytest.approx({int(row["step"]): float(row[name]) for row in rows}, rel=1e-6), name
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -387,7 +455,7 @@ class TestPlots:
         assert "split must be a number of blocks, got 'auto'" in capsys.readouterr().err
 
     def test_a_file_that_cannot_be_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.finish(tmp_path, "figure7/neurotrails-m3-s0.9", [0.3])
+        finish(tmp_path, "figure7/neurotrails-m3-s0.9", [0.3])
         (tmp_path / "file").touch()
         place = tmp_path / "file" / "plot.png"
         assert main(["plot", "7", "--out", str(tmp_path), "--file", str(place)]) == 2

@@ -115,7 +115,8 @@ class TestRunsWithOtherSettings:
 def test_table_15_compares_numbers_of_parameters(tmp_path: Path, capsys: Captured) -> None:
     finish(tmp_path, "table15/single-dense-250m", [0.5])
     call(tmp_path, "table", "15", "--format", "markdown")
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rows]
     column = lines[0].index("parameters")
     assert lines[0][column : column + 3] == ["parameters", "paper", "nonzero"]
     assert lines[2][column : column + 3] == ["1.23M", "247.37M", "1.00M"]

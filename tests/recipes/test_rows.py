@@ -161,6 +161,30 @@ def test_the_rate_of_an_edst_ensemble() -> None:
     assert rates == {0: 0.1, 149: 0.1, 150: 0.01, 199: 0.01, 200: 0.001, 249: 0.001, 250: 0.01, 849: 0.001}
 
 
+def test_the_rates_of_havasi_et_al_on_imagenet() -> None:
+    """Of 90 epochs they drop at 30, 60 and 80: of MIMO's 150 at 50, 100 and 133, of BatchEnsemble's 135 likewise."""
+    epochs = {
+        "table3/mimo-m2-rho0.6": {
+            0: 0.002,
+            24: 0.05,
+            49: 0.1,
+            499: 0.1,
+            500: 0.01,
+            1000: 0.001,
+            1329: 0.001,
+            1330: 1e-4,
+        },
+        "table3/batch-ensemble-m4": {0: 1 / 700, 69: 0.1, 449: 0.1, 450: 0.01, 900: 0.001, 1199: 0.001, 1200: 1e-4},
+    }
+    for name, rates in epochs.items():
+        training = find(name).recipe("paper").training
+        steps = training.total_steps(10)  # ten steps an epoch
+        found = {step: training.optimizer.lr * training.schedule.factor(step, steps) for step in rates}
+        assert found == pytest.approx(rates), name
+        small = find(name).recipe("small").training
+        assert small.schedule == training.schedule
+
+
 def test_small_recipes_keep_the_proportions() -> None:
     trails = find("table2/neurotrails-m3-s0.8").recipe("small")
     assert isinstance(trails.method, Tree)

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 import fxsplit
 import sparsity
@@ -39,6 +40,7 @@ from recipes.training import (
     TensorBoard,
     Training,
     TrainingError,
+    WarmSteps,
     WeightsAndBiases,
     costs,
     deterministic,
@@ -51,6 +53,7 @@ from recipes.training import (
     train,
     write_tensors,
 )
+from recipes.training._clock import CheckpointClock
 from recipes.training._signals import deferred
 
 EXAMPLE = torch.zeros(2, 6)
@@ -106,6 +109,12 @@ class TestSchedules:
     def test_steps_drop_after_shares_of_the_training(self) -> None:
         factors = [Steps().factor(step, 8) for step in range(8)]
         assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+    def test_steps_after_a_linear_rise(self) -> None:
+        schedule = WarmSteps((0.5, 0.75), by=0.2, warmup=0.25)
+        by_hand = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04, 0.04, 0.04]
+        assert [schedule.factor(step, 16) for step in range(16)] == pytest.approx(by_hand)
+        assert [WarmSteps().factor(step, 8) for step in range(8)] == [Steps().factor(step, 8) for step in range(8)]
 
     def test_cosine_with_warmup_and_floor(self) -> None:
         schedule = Cosine(floor=0.1, warmup=0.2)
@@ -391,9 +400,9 @@ class TestLogs:
         with pytest.raises(TrainingError, match=r"fxsplit\[tensorboard\]"):
             TensorBoard(tmp_path, 0)
         with pytest.raises(TrainingError, match=r"fxsplit\[wandb\]"):
-            WeightsAndBiases("project", "name", {})
+            WeightsAndBiases("project", "name", {}, tmp_path, 0)
 
-    def test_wandb_goes_on_with_the_same_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_wandb_goes_on_with_the_same_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[Any] = []
 
         class Run:
@@ -410,12 +419,23 @@ class TestLogs:
                 return Run()
 
         monkeypatch.setitem(sys.modules, "wandb", Wandb)
-        log = WeightsAndBiases("project", "table2/treenet seed 0", {"a": 1})
-        log.write({"step": 4, "loss": 0.5})
-        log.close()
-        assert calls[0]["id"] == "table2-treenet seed 0"
-        assert calls[0]["resume"] == "allow"
-        assert calls[1:] == [({"loss": 0.5}, 4), "finish"]
+
+        def started(folder: str, step: int) -> str:
+            calls.clear()
+            log = WeightsAndBiases("project", "table2/treenet seed 0", {"a": 1}, tmp_path / folder, step)
+            log.write({"step": 4, "loss": 0.5})
+            log.close()
+            assert calls[1:] == [({"loss": 0.5}, 4), "finish"]
+            identity = calls[0].pop("id")
+            expected = {"project": "project", "name": "table2/treenet seed 0", "resume": "allow", "config": {"a": 1}}
+            assert calls[0] == expected
+            return identity
+
+        first = started("here", 0)
+        assert first.isalnum()
+        assert started("here", 3) == first
+        assert started("there", 0) != first
+        assert started("here", 0) != first  # it starts over, so the old numbers are not its own
 
 
 def test_processes_and_devices() -> None:
@@ -423,9 +443,81 @@ def test_processes_and_devices() -> None:
         assert alone.first
         assert alone.gather("x") == ["x"]
         assert alone.agree(True)
+        assert alone.tell(7) == 7
         assert alone.sum(torch.tensor(3)).item() == 3
     with pytest.raises(TrainingError, match="no device 'nowhere'"), processes("nowhere"):
         pass
+
+
+def test_processes_wait_for_a_long_evaluation_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test part of ImageNet takes longer than the ten minutes after which NCCL ends the others."""
+    asked: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "init_process_group", lambda *args, **options: asked.append((args, options)))
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    with processes("cpu") as together:
+        assert (together.rank, together.world) == (0, 2)
+    ((backend, options),) = asked
+    assert backend == ("gloo",)
+    assert options["timeout"] >= timedelta(hours=2)
+
+
+class TestCheckpointClock:
+    """A clock whose steps take as long as the test says, in a run of two processes."""
+
+    @pytest.fixture(autouse=True)
+    def _clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.told = 0.0, 0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr(Processes, "tell", self._tell)
+
+    def _tell(self, number: int) -> int:
+        self.told += 1
+        return number
+
+    def checkpoints(self, minutes: float, seconds: float, steps: int) -> list[int]:
+        """Steps after which there is a checkpoint."""
+        clock, found = CheckpointClock(minutes, Processes(0, 2, torch.device("cpu")), 0), []
+        for step in range(1, steps + 1):
+            self.now += seconds
+            if clock.due(step):
+                found.append(step)
+                clock.saved(step)
+        return found
+
+    def test_without_minutes_every_step(self) -> None:
+        assert self.checkpoints(0, 1.0, 4) == [1, 2, 3, 4]
+
+    def test_short_steps_are_asked_about_rarely(self) -> None:
+        assert self.checkpoints(10, 0.5, 3000) == [1200, 2400]
+        # Every ten seconds, and some more as the time comes near.
+        assert self.told <= 180
+
+    def test_very_short_steps_are_asked_about_every_hundred(self) -> None:
+        assert self.checkpoints(10, 0.05, 13_000) == [12_000]
+        assert self.told <= 150
+
+    def test_a_signal_to_the_only_process_is_noticed_at_once(self) -> None:
+        clock = CheckpointClock(10, Processes(0, 1, torch.device("cpu")), 0)
+        self.now += 1
+        assert not clock.due(1)
+        self.now += 1
+        assert not clock.due(2)
+        assert clock.due(2, urgent=True)
+
+    def test_long_steps_are_asked_about_when_due(self) -> None:
+        assert self.checkpoints(10, 100.0, 13) == [6, 12]
+        assert self.checkpoints(10, 700.0, 3) == [1, 2, 3]
+
+    def test_the_others_follow_the_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        told = iter([3, 0, 2])
+        monkeypatch.setattr(Processes, "tell", lambda self, number: next(told))
+        clock = CheckpointClock(10, Processes(1, 2, torch.device("cpu")), 5)
+        assert [clock.due(step) for step in range(6, 10)] == [False, False, False, True]
+        clock.saved(9)
+        assert not clock.due(10)
+        assert next(told, None) is None
 
 
 def test_deterministic_mode_is_left_again() -> None:
