@@ -102,6 +102,8 @@ def look_up(choice: Choice, seeds: Sequence[int], out: Path, data_root: Path, st
         _refuse(given, "--corruptions, --outside, --modules and --sketch", "text")
     else:
         _refuse(asked.tasks, "--tasks", "images")
+    if asked.modules and choice.recipe.method.heads == 1:
+        raise TrainingError("--modules compares features of several heads, and the networks of this row have one.")
     for seed in seeds:
         check_finished(choice, out, seed, state)
     material = choice.recipe.data.load(data_root)

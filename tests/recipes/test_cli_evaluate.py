@@ -82,7 +82,9 @@ def test_a_run_is_measured_on_more(row: str, root: Path, tmp_path: Path, capsys:
     assert "report.html" in printed
 
 
-def test_files_of_corrupted_images_and_the_best_state(root: Path, tmp_path: Path) -> None:
+def test_files_of_corrupted_images_and_the_best_state(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     row = "table2/neurotrails-m3-s0.8"
     run(tmp_path, root, row, *ROWS[row])
     folder = tmp_path / "CIFAR-100-C"
@@ -100,6 +102,8 @@ def test_files_of_corrupted_images_and_the_best_state(root: Path, tmp_path: Path
     assert {"corruption.png", "report.html", "metrics.json"} <= {
         file.name for file in next((tmp_path / row).glob("*/seed0/evaluation-best")).iterdir()
     }
+    assert evaluate(tmp_path, root, row, *ROWS[row], "--modules", "stages.9") == 2
+    assert "stages.9" in capsys.readouterr().err
 
 
 def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +171,7 @@ def test_what_is_missing_is_said_before_anything_is_computed(
         (["--corruptions", "fog", "--corrupted-from", str(tmp_path)], "CIFAR-100-C is not in"),
         (["--corruptions", "fog", "--severities", "1", "7"], "severity must be 1 to 5, got 7"),
         (["--seeds", "2"], "There is no finished run in"),
-        (["--modules", "stages.2.0"], "WRN has no heads"),
+        (["--modules", "stages.2.0"], "compares features of several heads, and the networks of this row have one"),
         (["--tasks", "piqa"], "--tasks do not apply"),
     ):
         assert evaluate(tmp_path, root, row, *SIZE, *asked) == 2
@@ -200,14 +204,12 @@ def test_what_does_not_fit(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
         *changes, "--outside", "digits"
     )
     assert "--tasks do not apply" in message(*changes, "--tasks", "piqa")
-    assert "stages.9" in message(*changes, "--modules", "stages.9")
 
 
 def test_a_single_network_has_features_too(root: Path, tmp_path: Path) -> None:
     row = "table2/single-dense"
     run(tmp_path, root, row, *SIZE)
-    asked = (*SIZE, "--modules", "stages.2.0")
-    assert evaluate(tmp_path, root, row, *asked) == 0
+    assert evaluate(tmp_path, root, row, *SIZE) == 0
     found = numbers(tmp_path, row)
     choice = Choice.of(row, "small", [each.removeprefix("--set=") for each in SIZE])
     material = choice.recipe.data.load(root)
@@ -219,5 +221,5 @@ def test_a_single_network_has_features_too(root: Path, tmp_path: Path) -> None:
     state = load_file(folder / "last.safetensors")
     write_tensors(folder / "last.pt", {name.removeprefix("heads.0."): value for name, value in state.items()})
     (folder / "last.safetensors").unlink()
-    assert evaluate(tmp_path, root, row, *asked) == 0
+    assert evaluate(tmp_path, root, row, *SIZE) == 0
     assert numbers(tmp_path, row) == found
