@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,12 +28,13 @@ _CURVATURE = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad"
 def clear(optimizer: Optimizer, parameter: Tensor, places: Tensor) -> None:
     """Set the state of single weights to what it is at first, at the given places and in place.
 
-    That is every floating-point tensor of the weight's shape, also in lists; zero in nearly all optimizers. Numbers,
-    and statistics of whole rows or columns as of Adafactor, are no state of single weights and stay.
+    That is every floating-point tensor of the weight's shape, and zero in nearly all optimizers. Numbers, statistics of
+    whole rows or columns as of Adafactor, and what is in lists, where preconditioners are kept, which may have the
+    shape of a square weight, are no state of single weights and stay.
     """
     shape, places = local(parameter).shape, local(places)
-    for name, tensor in _tensors(state_of(optimizer, parameter)):
-        if local(tensor).shape == shape and tensor.is_floating_point():
+    for name, tensor in state_of(optimizer, parameter).items():
+        if isinstance(tensor, Tensor) and local(tensor).shape == shape and tensor.is_floating_point():
             fill(local(tensor), places.to(tensor.device), first_value(optimizer, parameter, name))
 
 
@@ -55,13 +56,21 @@ def forget_curvature(optimizer: Optimizer) -> None:
 def warn_of_unclear(path: str, parameter: Tensor, state: Mapping[str, Any], optimizer: str) -> bool:
     """Warn, and return True, if the state may hold something of single weights in a form that can't be cleared.
 
-    Quantised states are of this kind, whose code 0 need not mean zero, and preconditioners of the weight's size.
+    Quantised states are of this kind, whose code 0 need not mean zero, preconditioners of the weight's size, and
+    tensors of its shape in lists.
     """
     unclear = [
         (name, tensor)
-        for name, tensor in _tensors(state)
-        if tensor.numel() >= parameter.numel() > 1
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+        and tensor.numel() >= parameter.numel() > 1
         and not (tensor.shape == parameter.shape and tensor.is_floating_point())
+    ]
+    unclear += [
+        (name, tensor)
+        for name, several in state.items()
+        for tensor in (several if isinstance(several, (list, tuple)) else ())
+        if isinstance(tensor, Tensor) and tensor.shape == parameter.shape
     ]
     if unclear:
         name, tensor = unclear[0]
@@ -78,14 +87,6 @@ def warn_of_unclear(path: str, parameter: Tensor, state: Mapping[str, Any], opti
 def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
     """Return what ``optimizer`` remembers of ``parameter``, without making an entry for it."""
     return optimizer.state.get(parameter, {})
-
-
-def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a state, by the name under which they or the lists with them are kept."""
-    for name, value in state.items():
-        for each in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(each, Tensor):
-                yield name, each
 
 
 def _group_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
