@@ -49,6 +49,7 @@ def follow(average: nn.Module, model: nn.Module) -> Masks:
         MaskError: One of them is no module; the model has no masks; the average is no copy of it with masks; or it is
             an ``AveragedModel`` that takes the equal average of buffers too, which torch can't do with masks (see
             `equal_average`).
+        EngineError: They are sharded in another way than by rows (see `shard_masks`).
 
     Example:
         >>> import sparsity

@@ -20,7 +20,7 @@ from sparsity._collection import Collection, has_gradient
 from sparsity._compact import states_of
 from sparsity._distributed import check_same, check_same_seed, size_of
 from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
-from sparsity._initial import start_values
+from sparsity._initial import check_finite, start_values
 from sparsity._layer import Layer
 from sparsity._nested import is_nested
 from sparsity._optimizer_state import clear, forget_curvature, state_of, warn_of_unclear
@@ -322,6 +322,7 @@ class Engine:
         dropped, grown = count(layers, choices)
         check_amounts(step, amounts, dropped, grown, rule.regrow)
         starts = [start_values(rule.initial, layer, choice) for layer, choice in zip(layers, choices, strict=True)]
+        check_finite(layers, starts)
         # Nothing has changed so far, and nothing below depends on what users wrote.
         for layer, choice, start in zip(layers, choices, starts, strict=True):
             self._apply(optimizer, layer, choice, start)
@@ -340,7 +341,7 @@ class Engine:
         local(layer.mask).logical_xor_(changed)
         self._clear(optimizer, layer.path, changed)
         if start is not None:
-            local(layer.weight)[local(choice.grow) & ~local(choice.drop)] = start
+            local(layer.weight).add_(start)  # what was just cleared is zero there, and the start elsewhere
 
     @torch.no_grad()
     def _clear(self, optimizer: Optimizer, path: str, places: Tensor) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sparsity._drop import check_number
-from sparsity._errors import EngineError, near_matches
+from sparsity._errors import EngineError, listed, near_matches
 from sparsity._layer import Layer
 from sparsity._masks import unwrap
 from sparsity._rewire import Choice
-from sparsity._sharded import aligned, local
+from sparsity._sharded import aligned, group_of, host, local
+from sparsity._survey import is_infinite
 
 Initial = Callable[[Layer], Tensor]
 
@@ -59,10 +61,10 @@ def descent(rate: float) -> Initial:
 
 
 def start_values(initial: Initial | None, layer: Layer, choice: Choice) -> Tensor | None:
-    """Return what the weights start with that this process grows, a vector in row-major order; None for zeros.
+    """Return what the weights start with that are grown, zero elsewhere, as this process has it; None without values.
 
     Raises:
-        EngineError: They have another shape, or are not finite.
+        EngineError: They have another shape than the weight.
     """
     if initial is None:
         return None
@@ -73,8 +75,18 @@ def start_values(initial: Initial | None, layer: Layer, choice: Choice) -> Tenso
             f"Initial values are a tensor of the weight's shape: expected {tuple(layer.weight.shape)} for "
             f"{layer.path!r}, got {got}."
         )
-    grown = local(choice.grow) & ~local(choice.drop)
-    start = local(aligned(values.detach(), layer.weight)).to(layer.weight.dtype)[grown]
-    if not start.isfinite().all():
-        raise EngineError(f"Initial values of {layer.path!r} are not finite where weights are grown.")
-    return start
+    start = local(aligned(values.detach(), layer.weight)).to(layer.weight.dtype)
+    return torch.where(local(choice.grow) & ~local(choice.drop), start, 0)
+
+
+def check_finite(layers: Sequence[Layer], starts: Sequence[Tensor | None]) -> None:
+    """Check that initial values are finite where weights are grown, in one transfer for all layers.
+
+    Raises:
+        EngineError: They are not.
+    """
+    pairs = [(layer, start) for layer, start in zip(layers, starts, strict=True) if start is not None]
+    wrong = host([is_infinite(start) for _, start in pairs], [group_of(layer.weight) for layer, _ in pairs])
+    paths = [layer.path for (layer, _), one in zip(pairs, wrong, strict=True) if one]
+    if paths:
+        raise EngineError(f"Initial values are not finite where weights are grown, in {listed(paths)}.")

@@ -125,10 +125,10 @@ def masked(
     _check_fit(selection, pattern)
     shapes = {candidate.path: tuple(candidate.weight.shape) for candidate in selection.chosen}
     counts = pattern.counts(shapes, sparsity, allocation)
-    # All of them first, because a draw may fail.
-    drawn = [_drawn(candidate, counts[candidate.path], draw) for candidate in selection.chosen]
-    for candidate, mask in zip(selection.chosen, drawn, strict=True):
-        _attach(candidate, counts[candidate.path], pattern, mask)
+    # All of them first, because a draw may fail; each is freed where it is copied.
+    drawn = {candidate.path: _drawn(candidate, counts[candidate.path], draw) for candidate in selection.chosen}
+    for candidate in selection.chosen:
+        _attach(candidate, counts[candidate.path], pattern, drawn.pop(candidate.path))
     return masks_of(model)
 
 

@@ -19,7 +19,7 @@ def survey(layers: Sequence[Layer], ripe: Mapping[str, Tensor]) -> tuple[dict[st
     """Count, by path, the active weights and those that are ripe, and tell whether all values are finite."""
     tensors = [t for layer in layers for t in (layer.weight, layer.gradient, layer.masked_gradient) if t is not None]
     counted = [*(layer.mask for layer in layers), *ripe.values()]
-    numbers = [*(count_true(local(each)) for each in counted), *(_is_infinite(local(each)) for each in tensors)]
+    numbers = [*(count_true(local(each)) for each in counted), *(is_infinite(local(each)) for each in tensors)]
     known = host(numbers, [group_of(each) for each in (*counted, *tensors)])
     paths = [layer.path for layer in layers]
     active, due = dict(zip(paths, known, strict=False)), dict(zip(ripe, known[len(paths) :], strict=False))
@@ -43,7 +43,8 @@ def warn_of_empty(paths: Sequence[str], cause: str) -> None:
         warnings.warn(SparsityWarning(text), stacklevel=3)
 
 
-def _is_infinite(tensor: Tensor) -> Tensor:
+def is_infinite(tensor: Tensor) -> Tensor:
+    """Tell whether some value of a tensor is infinite or NaN, as a tensor on its device."""
     if not tensor.numel():  # of a weight with fewer rows than there are processes
         return tensor.new_zeros((), dtype=torch.bool)
     # The extremes of a tensor with NaN are NaN; unlike isfinite this allocates nothing of the tensor's size.

@@ -61,10 +61,7 @@ def overridden(recipe: Recipe, changes: Iterable[str]) -> Recipe:
     """
     recipe, changes = with_tokenizer(recipe, changes)
     known = settings_of(recipe)
-    values: dict[str, Any] = {}
-    for change in changes:
-        path, text = parted(change, known)
-        values[path] = value_of(recipe, path, text, known[path])
+    values = {path: value_of(recipe, path, text, known[path]) for path, text in texts_of(changes, known).items()}
     return _replaced(recipe, values) if values else recipe
 
 
@@ -104,16 +101,19 @@ def settings_of(recipe: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def parted(change: str, known: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the path of the setting that a change is of, and the text of its value.
+def texts_of(changes: Iterable[str], known: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts that changes give settings, by their paths; of several changes of one setting the last.
 
     Raises:
-        RecipeError: It is no ``name=value``, or the name is that of no setting or of several.
+        RecipeError: One is no ``name=value``, or its name is that of no setting or of several.
     """
-    name, equals, text = change.partition("=")
-    if not equals:
-        raise RecipeError(f"--set takes name=value, got {change!r}.")
-    return _resolve(name.strip(), known), text.strip()
+    texts = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise RecipeError(f"--set takes name=value, got {change!r}.")
+        texts[_resolve(name.strip(), known)] = text.strip()
+    return texts
 
 
 def value_of(recipe: Recipe, path: str, text: str, hint: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from recipes._errors import RecipeError
-from recipes.rows._overrides import parsed, parted, settings_of, value_of, with_tokenizer
+from recipes.rows._overrides import parsed, settings_of, texts_of, value_of, with_tokenizer
 from recipes.rows._plain import plain
 from recipes.rows._recipe import Recipe
 
@@ -29,11 +29,10 @@ def spelled(recipe: Recipe, changes: Iterable[str]) -> tuple[str, ...]:
     before = recipe
     recipe, changes = with_tokenizer(recipe, changes)
     known = settings_of(recipe)
-    texts: dict[str, str] = {}
-    for change in changes:
-        path, text = parted(change, known)
-        texts[path] = _text(recipe, path, text, known[path])
-    found = [f"{_shortest(path, known)}={text}" for path, text in texts.items()]
+    found = [
+        f"{_shortest(path, known)}={_text(recipe, path, text, known[path])}"
+        for path, text in texts_of(changes, known).items()
+    ]
     if recipe is not before:
         found.append(f"tokenizer={recipe.data.tokenizer}")  # pyright: ignore
     return tuple(sorted(found))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsity
 from sparsity import EngineError, Layer, Rule, _bits
@@ -76,7 +77,10 @@ BAD_RULES: dict[str, tuple[Callable[[], Rule], str]] = {
     "ripe of rows": (lambda: plain(ripe=lambda layer: layer.mask.any(1)), ROWS),
     "no schedule": (no_schedule, "gave None"),
     "initial of rows": (lambda: plain(initial=lambda layer: layer.weight.mean(1)), ROWS),
-    "initial is NaN": (lambda: plain(initial=lambda layer: layer.weight * torch.nan), "'0.weight' are not finite"),
+    "initial is NaN": (
+        lambda: plain(initial=lambda layer: layer.weight * torch.nan),
+        "not finite where weights are grown, in '0.weight'",
+    ),
     "initial of one layer": (
         lambda: plain(initial=sparsity.original({"0.weight": torch.ones(16, 8)})),
         "for the weight '2.weight', got none",
@@ -421,3 +425,34 @@ def test_counts_of_masks_that_start_in_the_middle_of_a_word() -> None:
 def test_following_something_else_than_a_module() -> None:
     with pytest.raises(sparsity.MaskError, match="Average and model are modules, got dict"):
         sparsity.follow({}, network())  # pyright: ignore
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that would wait for a device, by looking at values on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        waiting = (aten._local_scalar_dense, aten.nonzero, aten.index, aten.index_put_, aten.masked_select)
+        self.number += func.overloadpacket in waiting
+        return func(*args, **(kwargs or {}))
+
+
+def test_initial_values_do_not_wait_for_the_device_in_each_layer() -> None:
+    numbers = []
+    for layers in (1, 6):
+        net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)))
+        sparsity.sparsify(net, 0.5)
+        optimizer = momentum(net)
+        engine = sparsity.rigl(net, optimizer, every=2, initial=sparsity.descent(0.1))
+        train(net, optimizer, 2)
+        optimizer.zero_grad()
+        backward(net)
+        with Waits() as waits:
+            optimizer.step()
+        assert engine.last is not None
+        numbers.append(waits.number)
+    assert numbers[0] == numbers[1]
