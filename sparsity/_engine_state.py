@@ -42,9 +42,12 @@ def check(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
     Raises:
         EngineError: It is not.
     """
-    wrong = set(state) ^ set(FIELDS)
-    if wrong:
-        raise EngineError(f"Expected the state of an engine with {listed(FIELDS)}, but {listed(wrong)} differ.")
+    unknown = [name for name in state if name not in FIELDS]
+    missing = [name for name in FIELDS if name not in state]
+    if unknown or missing:
+        found = [f"has {listed(unknown)}"] if unknown else []
+        found += [f"lacks {listed(missing)}"] if missing else []
+        raise EngineError(f"This is no state of an engine, as Engine.state_dict returns it: it {' and '.join(found)}.")
     saved = {path: tuple(shape) for path, shape in state["masks"].items()}
     own = {path: tuple(mask.shape) for path, mask in masks.items()}
     path = next((path for path in {**own, **saved} if own.get(path) != saved.get(path)), None)

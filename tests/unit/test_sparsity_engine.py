@@ -180,7 +180,7 @@ def test_load_state_dict_rejects_other_states():
     net = network()
     sparsity.sparsify(net, 0.5)
     engine = sparsity.static(net, torch.optim.SGD(net.parameters()))
-    with pytest.raises(EngineError, match="'epoch'"):
+    with pytest.raises(EngineError, match=r"it has 'epoch' and lacks 'missed', 'memory', 'collected', 'masks'"):
         engine.load_state_dict({"step": 1, "skipped": 0, "seed": 0, "epoch": 3})
 
 
