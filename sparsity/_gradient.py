@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
-from sparsity._bits import kept
+from sparsity._bits import keep, kept
+from sparsity._unshared import unshared
 
 _Key = tuple[torch.device, int]
 # By the storage of the mask and not by object, since compiled code hands over other tensor objects than eager code.
@@ -108,48 +109,59 @@ def _key(mask: Tensor) -> _Key:
     return mask.device, mask.data_ptr()
 
 
-def _masked(gradient: Tensor, mask: Tensor) -> Tensor:
+def _masked(gradient: Tensor, mask: Tensor, own: bool) -> Tensor:
+    """Return the gradient where the mask is True, and zero elsewhere; in its own memory if it is our ``own``."""
     # torch.func and forward differentiation train nothing, and need operations that they know.
     if is_functorch_wrapped_tensor(gradient) or is_functorch_wrapped_tensor(mask) or forward_ad._current_level >= 0:
         return torch.where(mask, gradient, 0)
-    if _open:
-        collector = _open.get(_key(mask))
-        if collector is not None:
-            collector.add(gradient)
-    # A second derivative needs an operation that autograd knows.
-    return torch.where(mask, gradient, 0) if torch.is_grad_enabled() else kept(gradient, mask)
+    _collect(gradient, mask)
+    if torch.is_grad_enabled():  # a second derivative needs an operation that autograd knows
+        return torch.where(mask, gradient, 0)
+    if not own:
+        return kept(gradient, mask)
+    keep(gradient, mask)
+    return gradient
 
 
-# Compiled code calls the same function as one opaque operator, so that opening a collector changes nothing that a
-# compiled graph depends on. It can't be replayed by a CUDA graph, which would not call it.
-@torch.library.custom_op("sparsity::masked_gradient", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])
-def _masked_operator(gradient: Tensor, mask: Tensor) -> Tensor:
-    return _masked(gradient, mask)
+def _collect(gradient: Tensor, mask: Tensor) -> None:
+    collector = _open.get(_key(mask)) if _open else None
+    if collector is not None:
+        collector.add(gradient)
 
 
-@_masked_operator.register_fake
-def _(gradient: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, gradient, 0)
+# Compiled code calls one opaque operator, so that opening a collector changes nothing that a compiled graph depends on.
+# It can't be replayed by a CUDA graph, which would not call it.
+@torch.library.custom_op("sparsity::mask_gradient", mutates_args=("gradient",), tags=[torch.Tag.cudagraph_unsafe])
+def _mask_in_place(gradient: Tensor, mask: Tensor) -> None:
+    _collect(gradient, mask)
+    keep(gradient, mask)
+
+
+@_mask_in_place.register_fake
+def _(gradient: Tensor, mask: Tensor) -> None:
+    return None
+
+
+def _masked_by_operator(gradient: Tensor, mask: Tensor) -> Tensor:
+    """Do as `_masked` in compiled code, whose compiler sees where it may spare the copy."""
+    operator = torch.ops.sparsity.mask_gradient.default
+    return torch.ops.higher_order.auto_functionalized(operator, gradient=gradient, mask=mask)[1]
 
 
 class PassMasked(torch.autograd.Function):
     """The identity on a weight whose masked entries are zero in storage; the backward pass masks the gradient."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor) -> Tensor:
-        """Return ``weight`` itself, as a view."""
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Keep the mask for the backward pass."""
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        """Return ``weight`` itself, as a view, and keep the mask for the backward pass."""
         # An attribute instead of save_for_backward, whose hooks may move or copy what they save.
-        ctx.mask = inputs[1]
+        ctx.mask = mask
+        return weight.view_as(weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Return the gradient, exactly zero where the mask is False."""
-        masked = _masked_operator if torch.compiler.is_compiling() else _masked
-        return masked(gradients[0], ctx.mask), None
+        if torch.compiler.is_compiling():
+            return _masked_by_operator(gradients[0], ctx.mask), None
+        own = unshared(gradients)  # before anything else refers to them
+        return _masked(gradients[0], ctx.mask, own), None

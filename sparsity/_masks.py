@@ -52,6 +52,8 @@ class Mask(nn.Module):
             return torch.where(self.mask, weight, 0)  # a function with a rule of its own for this could not be compiled
         if self.sharded is not None or not torch.is_grad_enabled():
             return weight
+        if torch._C._are_functorch_transforms_active():  # compilers would pass over a function's own backward
+            return torch.where(self.mask, weight, 0)
         return PassMasked.apply(weight, self.mask)  # pyright: ignore
 
     def right_inverse(self, weight: Tensor) -> Tensor:

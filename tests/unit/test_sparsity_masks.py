@@ -174,7 +174,8 @@ def test_second_derivatives():
     torch.testing.assert_close(masks.weights["weight"].parameter.grad, reference.grad * masks["weight"])
 
 
-def test_functorch_transforms():
+@pytest.mark.parametrize("backend", [None, "eager", "inductor"])
+def test_functorch_transforms(backend):
     net = nn.Linear(3, 2, bias=False)
     mask = sparsity.sparsify(net, 0.5)["weight"]
     x = torch.randn(4, 3)
@@ -182,8 +183,10 @@ def test_functorch_transforms():
     def loss(parameters, row):
         return torch.func.functional_call(net, parameters, (row,)).square().sum()
 
-    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(net.named_parameters()), x)
-    (gradient,) = per_sample.values()
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    if backend is not None:
+        per_sample = torch.compile(per_sample, backend=backend, fullgraph=True)
+    (gradient,) = per_sample(dict(net.named_parameters()), x).values()
     dense = 2 * torch.einsum("bo,bi->boi", net(x).detach(), x)
     torch.testing.assert_close(gradient, dense * mask)
 
