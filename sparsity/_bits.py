@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparsity._kernel import WORTH, kernel, lengths, pointers
+
 PIECE = 1 << 18
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _WORDS = 128  # of eight bools each, which may be added up before a byte overflows
@@ -26,17 +28,18 @@ def kept(tensor: Tensor, mask: Tensor) -> Tensor:
 
 def keep(tensor: Tensor, mask: Tensor) -> None:
     """Set ``tensor`` to zero where ``mask`` is False, in place."""
-    for part, active in _pieces(_integers(tensor.detach()), mask):
-        part.mul_(active)
+    if not _by_kernel(tensor, mask, outside=False):
+        for part, active in _pieces(_integers(tensor.detach()), mask):
+            part.mul_(active)
 
 
 def fill(tensor: Tensor, places: Tensor, value: float = 0.0) -> None:
     """Set ``tensor`` to ``value`` where ``places`` is True, in place."""
     if value or tensor.device.type != "cpu" or tensor.itemsize not in _INTEGER:
         tensor.masked_fill_(places, value)
-        return
-    for part, chosen in _pieces(_integers(tensor.detach()), places):
-        part.mul_(~chosen)
+    elif not _by_kernel(tensor, places, outside=True):
+        for part, chosen in _pieces(_integers(tensor.detach()), places):
+            part.mul_(~chosen)
 
 
 def count(mask: Tensor) -> Tensor:
@@ -56,6 +59,27 @@ def slices(length: int) -> Sequence[slice]:
     that the system has to clear first, which takes longer than the operation.
     """
     return [slice(start, start + PIECE) for start in range(0, length, PIECE)]
+
+
+def _by_kernel(tensor: Tensor, mask: Tensor, outside: bool) -> bool:
+    """Keep ``tensor`` where ``mask`` is True, or False with ``outside``, by a kernel, which only reads what is zero.
+
+    Return whether there is one.
+    """
+    both = tensor.detach(), mask
+    if tensor.numel() < WORTH or tensor.itemsize == 1 or not all(map(_plain, both)):
+        return False
+    library = kernel("masking")
+    if library is None:
+        return False
+    where = pointers([tensor]), pointers([mask]), lengths([tensor])
+    library.masking_keep(1, *where, tensor.itemsize, outside, torch.get_num_threads())
+    torch.autograd.graph.increment_version(tensor)
+    return True
+
+
+def _plain(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def _pieces(*tensors: Tensor) -> Sequence[tuple[Tensor, ...]]:

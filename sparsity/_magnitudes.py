@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import warnings
+import itertools
 from collections.abc import Sequence
-from ctypes import POINTER, c_int, c_long, c_void_p
+from ctypes import c_int, c_long
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_VERSION = 1
+from sparsity._kernel import kernel, lengths, pointers
+
+_ALIGNED = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -28,49 +28,60 @@ class Magnitudes:
         return sizes.neg_() if self.largest else sizes
 
 
-def smallest_of(
-    scores: Sequence[Magnitudes], count: int, masks: Sequence[Tensor], outside: bool
-) -> list[Tensor] | None:
-    """Do as `sparsity._smallest.smallest_of`, or return None where the kernel can't be had or gives up.
+@dataclass(frozen=True)
+class Wanted:
+    """The ``count`` entries of smallest score in several vectors together, from those that one may choose from.
 
-    Args:
-        scores: Of contiguous float32 vectors on the CPU for the kernel; all of them ``largest``, or none.
+    Attributes:
+        scores: Of each vector.
         count: From 1 to the number of entries to choose from.
-        masks: Contiguous bool vectors of the same lengths.
+        masks: Bool tensors of the same numbers of entries.
         outside: Choose where the masks are False instead of True.
     """
-    vectors, orders = [each.vector for each in scores], {each.largest for each in scores}
-    known = all(vector.dtype == torch.float32 for vector in vectors) and len(orders) == 1
-    if not known or not all(each.device.type == "cpu" and each.is_contiguous() for each in (*vectors, *masks)):
-        return None
-    kernel = _library()
-    if kernel is None:
-        return None
-    chosen = [torch.empty_like(each) for each in masks]
-    lengths = (c_long * len(vectors))(*map(len, vectors))
-    where = [(c_void_p * len(each))(*(tensor.data_ptr() for tensor in each)) for each in (vectors, masks, chosen)]
-    threads = torch.get_num_threads()
-    failed = kernel.selection_run(len(vectors), *where, lengths, outside, count, orders.pop(), threads)
-    return None if failed else chosen
+
+    scores: Sequence[Magnitudes]
+    count: int
+    masks: Sequence[Tensor]
+    outside: bool
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    from sparsity.runtime._build import SELECTION, library_path
-    from sparsity.runtime._cpu import isa
-    from sparsity.runtime._openmp import addresses
+def smallest_of_each(wanted: Sequence[Wanted]) -> list[list[Tensor] | None]:
+    """Do as `sparsity._smallest.smallest_of` with each, by the kernel; None where it can't be had or gives up."""
+    able = [each for each in wanted if _fits(each)]
+    found = dict(zip(map(id, able), _by_kernel(able), strict=True)) if able else {}
+    return [found.get(id(each)) for each in wanted]
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = ctypes.CDLL(str(library_path(isa(), SELECTION)))
-    except Exception:  # whatever it is, no training stops for it: torch does the same in several times as long
-        return None
-    pointers = POINTER(c_void_p)
-    arguments = [c_int, pointers, pointers, pointers, POINTER(c_long), c_int, c_long, c_int, c_int]
-    loaded.selection_run.argtypes = arguments
-    loaded.selection_use_openmp.argtypes = [c_void_p, c_void_p, c_void_p]
-    openmp = addresses()
-    if openmp is not None:
-        loaded.selection_use_openmp(*openmp)
-    return loaded if loaded.selection_version() == _VERSION else None
+
+def _fits(wanted: Wanted) -> bool:
+    vectors, orders = [each.vector for each in wanted.scores], {each.largest for each in wanted.scores}
+    plain = all(each.device.type == "cpu" and each.is_contiguous() for each in (*vectors, *wanted.masks))
+    return plain and len(orders) == 1 and all(vector.dtype == torch.float32 for vector in vectors)
+
+
+def _by_kernel(wanted: Sequence[Wanted]) -> list[list[Tensor] | None]:
+    library, count = kernel("selection"), len(wanted)
+    if library is None:
+        return [None] * count
+    vectors = [score.vector for each in wanted for score in each.scores]
+    masks = [mask.view(-1) for each in wanted for mask in each.masks]
+    chosen, memory = _new(masks)
+    numbers = (
+        (c_int * count)(*(len(each.masks) for each in wanted)),
+        (c_long * count)(*(each.count for each in wanted)),
+        (c_int * count)(*(each.outside for each in wanted)),
+        (c_int * count)(*(each.scores[0].largest for each in wanted)),
+    )
+    where = pointers(vectors), pointers(masks), pointers(chosen), lengths(vectors)
+    failed = (c_int * count)()
+    library.selection_run(count, *numbers, *where, memory.data_ptr(), len(memory), failed, torch.get_num_threads())
+    parts = iter(chosen)
+    each_chosen = [list(itertools.islice(parts, len(each.masks))) for each in wanted]
+    return [None if gave_up else one for gave_up, one in zip(failed, each_chosen, strict=True)]
+
+
+def _new(masks: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Return bool vectors like the masks, and the one piece of memory that they lie in."""
+    sizes = [len(mask) for mask in masks]
+    spaced = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
+    memory = torch.empty(sum(spaced), dtype=torch.bool)
+    return [part[:size] for part, size in zip(memory.split(spaced), sizes, strict=True)], memory

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from sparsity._errors import EngineError
 from sparsity._layer import Layer, Score
 from sparsity._pointwise import scores
-from sparsity._smallest import smallest, smallest_of
+from sparsity._smallest import Selection, smallest_of, smallest_of_each
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,19 @@ def per_layer(
         grow: Score of each weight, not NaN where inactive.
         regrow: Whether a weight that is dropped may be grown again in the same update.
     """
-    choices = []
-    for layer, amount in zip(layers, amounts, strict=True):
-        dropped = _lowest(layer, amount.drop, drop)
-        taken = layer.mask ^ dropped if regrow else layer.mask
-        choices.append(Choice(dropped, _highest(layer, amount.grow, grow, taken)))
-    return choices
+    drops = (_lowest(layer, amount.drop, drop) for layer, amount in zip(layers, amounts, strict=True))
+
+    def grows(taken: Iterable[Tensor]) -> Iterator[Selection]:
+        for layer, amount, mask in zip(layers, amounts, taken, strict=True):
+            yield _highest(layer, amount.grow, grow, mask)
+
+    if regrow:
+        dropped = smallest_of_each(drops)
+        grown = smallest_of_each(grows(layer.mask ^ lost for layer, (lost,) in zip(layers, dropped, strict=True)))
+    else:
+        both = smallest_of_each(itertools.chain(drops, grows(layer.mask for layer in layers)))
+        dropped, grown = both[: len(layers)], both[len(layers) :]
+    return [Choice(lost, new) for (lost,), (new,) in zip(dropped, grown, strict=True)]
 
 
 def over_layers(
@@ -115,12 +123,10 @@ def check_amounts(
         )
 
 
-def _lowest(layer: Layer, count: int, score: Score) -> Tensor:
+def _lowest(layer: Layer, count: int, score: Score) -> Selection:
     # Not asked for a score that nobody needs: it may cost a pass over the weights, or a draw of random numbers.
-    return smallest(scores(layer, score), count, layer.mask) if count else torch.zeros_like(layer.mask)
+    return Selection([scores(layer, score)] if count else [], count, [layer.mask])
 
 
-def _highest(layer: Layer, count: int, score: Score, taken: Tensor) -> Tensor:
-    if not count:
-        return torch.zeros_like(layer.mask)
-    return smallest(scores(layer, score, largest=True), count, taken, outside=True)
+def _highest(layer: Layer, count: int, score: Score, taken: Tensor) -> Selection:
+    return Selection([scores(layer, score, largest=True)] if count else [], count, [taken], outside=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from sparsity import _magnitudes, _sharded_smallest
 from sparsity._bits import count as count_true
 from sparsity._bits import slices
-from sparsity._magnitudes import Magnitudes
+from sparsity._magnitudes import Magnitudes, Wanted
 from sparsity._sharded import is_sharded
 
 Read = Callable[[slice], Tensor]
@@ -52,14 +54,54 @@ def smallest_of(
         among: Bool tensors of the same shapes.
         outside: Choose where ``among`` is False instead.
     """
+    return smallest_of_each([Selection(scores, count, among, outside)])[0]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The arguments of `smallest_of`; without any to choose (``count`` 0) scores may be left out."""
+
+    scores: Sequence[Scores]
+    count: int
+    among: Sequence[Tensor]
+    outside: bool = False
+
+
+def smallest_of_each(selections: Iterable[Selection]) -> list[list[Tensor]]:
+    """Do as `smallest_of` with each selection.
+
+    Those of magnitudes are made together in the end, the others before the next one is asked for.
+    """
+    made: list[list[Tensor]] = []
+    waiting: dict[int, Selection] = {}
+    for number, each in enumerate(selections):
+        waits = _of_magnitudes(each)
+        made.append([] if waits else _smallest_of(each))
+        if waits:
+            waiting[number] = each
+    wanted = [
+        Wanted(cast(Sequence[Magnitudes], each.scores), each.count, each.among, each.outside)
+        for each in waiting.values()
+    ]
+    for (number, each), chosen in zip(waiting.items(), _magnitudes.smallest_of_each(wanted), strict=True):
+        made[number] = _smallest_of(each) if chosen is None else _shaped(chosen, each.among)
+    return made
+
+
+def _of_magnitudes(selection: Selection) -> bool:
+    large = selection.count > 0 and sum(each.numel() for each in selection.among) >= _WORTH_SAMPLING
+    return large and all(isinstance(each, Magnitudes) for each in selection.scores)
+
+
+def _shaped(vectors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    return [vector.view(tensor.shape) for vector, tensor in zip(vectors, like, strict=True)]
+
+
+def _smallest_of(selection: Selection) -> list[Tensor]:
+    scores, count, among = selection.scores, selection.count, selection.among
     if count == 0:
         return [torch.zeros_like(each) for each in among]
-    large = sum(each.numel() for each in among) >= _WORTH_SAMPLING
-    if large and all(isinstance(each, Magnitudes) for each in scores):
-        chosen = _magnitudes.smallest_of(scores, count, [each.reshape(-1) for each in among], outside)  # pyright: ignore
-        if chosen is not None:
-            return [one.view(each.shape) for one, each in zip(chosen, among, strict=True)]
-    if outside:
+    if selection.outside:
         among = [~each for each in among]
     if any(map(is_sharded, among)):
         return _sharded_smallest.smallest_of([_computed(each) for each in scores], count, among)
@@ -70,13 +112,13 @@ def smallest_of(
         device = among[0].device
         moved = [_computed(each).to(device) for each in scores]
         chosen = smallest_of(moved, count, [each.to(device) for each in places])
-        return [one.to(each.device).view(each.shape) for one, each in zip(chosen, among, strict=True)]
+        return _shaped([one.to(each.device) for one, each in zip(chosen, among, strict=True)], among)
     reads = [_reader(each) for each in scores]
     bracket = _bracket(reads, count, places) if among[0].device.type == "cpu" else None
     chosen = _between(reads, count, places, *bracket) if bracket is not None else None
     if chosen is None:
         chosen = _whole([read(slice(None)) for read in reads], count, places)
-    return [one.view(each.shape) for one, each in zip(chosen, among, strict=True)]
+    return _shaped(chosen, among)
 
 
 def _computed(score: Scores) -> Tensor:

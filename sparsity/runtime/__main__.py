@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _build_all(isas: Sequence[str], directory: Path) -> int:
     for isa in isas:
-        for source in (_build.KERNELS, _build.SELECTION):
+        for source in (_build.KERNELS, *_build.TRAINING):
             path = _build.build_ahead(isa, directory, source)
             print(f"{isa}: {path} ({path.stat().st_size / 1024:.0f} KiB)")
     return 0
@@ -55,7 +55,8 @@ def _info() -> int:
     except OSError as error:
         print(f"cache: {error}")
     print(f"built: {_build.built(isa) or 'not yet'}")
-    print(f"selection for sparse training built: {_build.built(isa, _build.SELECTION) or 'not yet'}")
+    for source in _build.TRAINING:
+        print(f"{source} for sparse training built: {_build.built(isa, source) or 'not yet'}")
     return 0
 
 

@@ -22,7 +22,7 @@ from sparsity.runtime._cpu import ISA_FLAGS
 SOURCES = Path(__file__).parent / "kernels"
 PREBUILT = Path(__file__).parent / "prebuilt"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
-KERNELS, SELECTION = "kernels", "selection"  # source files, each a library of its own
+KERNELS, TRAINING = "kernels", ("selection", "masking")  # source files, each a library of its own
 _DIGEST_BYTES = 32  # a file ends with the SHA-256 of what comes before: a damaged one is never loaded
 
 

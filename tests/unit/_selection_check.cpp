@@ -10,29 +10,34 @@
 
 static std::mt19937 generator(0);
 
-static bool equal(long length, long part, double share, bool outside, bool largest, int values) {
+static bool equal(long length, long part, double share, int outside, int largest, int values) {
     std::normal_distribution<float> normal;
     std::vector<float> numbers(length);
-    std::vector<uint8_t> mask(length), chosen(length, 7);
+    std::vector<uint8_t> mask(length), twice(2 * length, 7);
     std::vector<long> order;
     for (long i = 0; i < length; i++) {
         numbers[i] = values ? float(int(generator() % unsigned(2 * values)) - values) : normal(generator);
         mask[i] = generator() % 4 == 0;
-        if (mask[i] != outside) order.push_back(i);
+        if ((mask[i] != 0) != (outside != 0)) order.push_back(i);
     }
     std::stable_sort(order.begin(), order.end(), [&](long a, long b) {
         const float first = std::abs(numbers[a]), second = std::abs(numbers[b]);
         return largest ? first > second : first < second;
     });
     const long count = std::max(1L, long(share * double(order.size())));
-    const float *scores[] = {numbers.data(), numbers.data() + part};
-    const uint8_t *masks[] = {mask.data(), mask.data() + part};
-    uint8_t *chosens[] = {chosen.data(), chosen.data() + part};
-    const long lengths[] = {part, length - part};
-    if (selection_run(2, scores, masks, chosens, lengths, outside, count, largest, 2)) return false;
-    std::vector<uint8_t> expected(length);
-    for (long i = 0; i < count; i++) expected[order[i]] = 1;
-    return chosen == expected;
+    // Once as two parts of one selection, and once more as another.
+    const float *scores[] = {numbers.data(), numbers.data() + part, numbers.data()};
+    const uint8_t *masks[] = {mask.data(), mask.data() + part, mask.data()};
+    uint8_t *chosen[] = {twice.data(), twice.data() + part, twice.data() + length};
+    const long lengths[] = {part, length - part, length}, counts[] = {count, count};
+    const int parts[] = {2, 1}, outsides[] = {outside, outside}, largests[] = {largest, largest};
+    int failed[] = {7, 7};
+    selection_run(2, parts, counts, outsides, largests, scores, masks, chosen, lengths, twice.data(), 2 * length, failed,
+                  2);
+    if (failed[0] || failed[1]) return false;
+    std::vector<uint8_t> expected(2 * length);
+    for (long i = 0; i < count; i++) expected[order[i]] = expected[length + order[i]] = 1;
+    return twice == expected;
 }
 
 int main() {

@@ -88,8 +88,8 @@ def test_name_depends_on_isa_sources_flags_and_compiler(
     monkeypatch.setenv("CXX", "g++ -DOTHER")
     monkeypatch.setattr(_build, "_compile", lambda compiler, isa, source, target: target.touch())
     names.add(_build.library_path("portable").name)
-    names.add(_build.library_path("portable", _build.SELECTION).name)
-    assert len(names) == 6
+    names.update(_build.library_path("portable", source).name for source in _build.TRAINING)
+    assert len(names) == 7
 
 
 def test_unwritable_cache_warns_once_and_builds_elsewhere(
@@ -157,10 +157,10 @@ def test_prebuilt_library_needs_no_compiler(
     assert "portable:" in capsys.readouterr().out
     monkeypatch.setattr(_build, "PREBUILT", directory)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    for source, prefix in ((_build.KERNELS, "kernels-portable"), (_build.SELECTION, "selection-portable")):
+    for source in (_build.KERNELS, *_build.TRAINING):
         path = _build.library_path("portable", source)
         assert path.parent == directory
-        assert path.name.startswith(prefix)
+        assert path.name.startswith(f"{source}-portable")
     assert not cache.exists()
 
 

@@ -15,7 +15,10 @@ from sparsity.runtime._cpu import ISA_FLAGS, known_isas, supported_isas
 pytestmark = pytest.mark.slow
 
 CHECK = Path(__file__).with_name("_kernels_check.cpp")
-SELECTION_CHECK = Path(__file__).with_name("_selection_check.cpp")
+TRAINING_CHECKS = {
+    Path(__file__).with_name("_selection_check.cpp"): 48,
+    Path(__file__).with_name("_masking_check.cpp"): 60,
+}
 PROGRAM_FLAGS = tuple(flag for flag in FLAGS if flag not in ("-fPIC", "-shared"))
 VECTOR_BYTES = {"avx512": 64, "avx2": 32, "portable": 16}
 
@@ -35,8 +38,9 @@ def say(source: Path, compiler: str, flags: tuple[str, ...], program: Path, *run
 
 
 def check(compiler: str, flags: tuple[str, ...], program: Path, *runner: str) -> int:
-    """Check both sources; the width of vectors in bytes."""
-    assert say(SELECTION_CHECK, compiler, flags, program, *runner) == "48 cases equal\n"
+    """Check all sources; the width of vectors in bytes."""
+    for source, cases in TRAINING_CHECKS.items():
+        assert say(source, compiler, flags, program, *runner) == f"{cases} cases equal\n"
     said = say(CHECK, compiler, flags, program, *runner)
     found = re.fullmatch(r"(\d+)-byte vectors, 72 cases, largest relative error \S+\n", said)
     assert found, said

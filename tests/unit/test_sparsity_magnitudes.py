@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import sparsity
-from sparsity import Layer, _magnitudes, per_layer
-from sparsity._magnitudes import Magnitudes
+from sparsity import Layer, _kernel, _magnitudes, per_layer
+from sparsity._magnitudes import Magnitudes, Wanted
 from sparsity._rewire import Scope
 from sparsity._smallest import smallest, smallest_of
 from sparsity.runtime import _build, _cpu
@@ -55,6 +55,12 @@ def expected(vectors: list[Tensor], count: int, among: list[Tensor], largest: bo
     return list(chosen.split([len(vector) for vector in vectors]))
 
 
+def by_kernel(vector: Tensor, count: int, mask: Tensor, outside: bool = False, largest: bool = False) -> Tensor | None:
+    """What the kernel chooses, or None if it leaves that to torch."""
+    [found] = _magnitudes.smallest_of_each([Wanted([Magnitudes(vector, largest)], count, [mask], outside)])
+    return None if found is None else found[0]
+
+
 @pytest.mark.parametrize("share", [1e-5, 0.04, 0.5, 0.999, 1.0])
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("kind", VALUES)
@@ -65,10 +71,10 @@ def test_as_by_sorting(kind: str, largest: bool, share: float) -> None:
         count = max(1, round(share * int(among.sum())))
         [wanted] = expected([vector], count, [among], largest)
         assert torch.equal(smallest(Magnitudes(vector, largest), count, mask, outside=outside), wanted)
-        found = _magnitudes.smallest_of([Magnitudes(vector, largest)], count, [mask], outside)
+        found = by_kernel(vector, count, mask, outside, largest)
         if kind == "bell":
             assert found is not None
-        assert found is None or torch.equal(found[0], wanted)
+        assert found is None or torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("outside", [False, True])
@@ -87,8 +93,8 @@ def test_what_it_leaves_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     vector, mask = VALUES["bell"](), torch.rand(SIZE, generator=random(2)) < 0.2
     every = int(mask.sum())
 
-    def found(vector: Tensor, mask: Tensor = mask, count: int = 100) -> list[Tensor] | None:
-        return _magnitudes.smallest_of([Magnitudes(vector)], count, [mask], False)
+    def found(vector: Tensor, mask: Tensor = mask, count: int = 100) -> Tensor | None:
+        return by_kernel(vector, count, mask)
 
     assert found(vector) is not None
     assert found(vector, count=every) is not None
@@ -98,8 +104,29 @@ def test_what_it_leaves_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(torch.stack([vector, vector], 1)[:, 0]) is None
     assert found(VALUES["equal"](), torch.ones(SIZE, dtype=torch.bool)) is None
     assert found(VALUES["what is sampled is larger"](), torch.ones(SIZE, dtype=torch.bool), SIZE // 2) is None
-    monkeypatch.setattr(_magnitudes, "_library", lambda: None)
+    monkeypatch.setattr(_magnitudes, "kernel", lambda source: None)
     assert found(vector) is None
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_several_selections_at_once(outside: bool) -> None:
+    """Each as if it were alone, whatever becomes of the others."""
+    mask = torch.rand(SIZE, generator=random(2)) < 0.2
+    among = ~mask if outside else mask
+    vectors = [VALUES[kind]() for kind in ("bell", "equal", "wide", "what is sampled is larger", "sorted")]
+    counts = [1, 20_000, int(among.sum()), 30_000, 40_000]
+    wanted = [
+        Wanted([Magnitudes(vector, largest)], count, [mask], outside)
+        for vector, count in zip(vectors, counts, strict=True)
+        for largest in (False, True)
+    ]
+    found = _magnitudes.smallest_of_each([*wanted, Wanted([Magnitudes(vectors[0])], SIZE + 1, [mask], outside)])
+    assert found[-1] is None
+    assert sum(each is not None for each in found) >= 6
+    for each, chosen in zip(wanted, found, strict=False):
+        vector, largest = each.scores[0].vector, each.scores[0].largest
+        if chosen is not None:
+            assert torch.equal(chosen[0], expected([vector], each.count, [among], largest)[0])
 
 
 def layers() -> list[Layer]:
@@ -115,9 +142,15 @@ def layers() -> list[Layer]:
 @pytest.mark.parametrize("scope", [per_layer, sparsity.over_layers])
 def test_an_update_is_the_same_without_a_compiler(scope: Scope, regrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     amounts = [sparsity.Amount(count) for count in (1000, 20_000, 60_000)]
-    used = []
-    kernel = _magnitudes.smallest_of
-    monkeypatch.setattr(_magnitudes, "smallest_of", lambda *given: used.append(kernel(*given)) or used[-1])
+    used: list[list[Tensor] | None] = []
+    kernel = _magnitudes.smallest_of_each
+
+    def noted(wanted: list[Wanted]) -> list[list[Tensor] | None]:
+        found = kernel(wanted)
+        used.extend(found)
+        return found
+
+    monkeypatch.setattr(_magnitudes, "smallest_of_each", noted)
     with_kernel = scope(layers(), amounts, sparsity.drop.magnitude, sparsity.grow.gradient, regrow)
     assert used
     assert None not in used
@@ -126,7 +159,7 @@ def test_an_update_is_the_same_without_a_compiler(scope: Scope, regrow: bool, mo
         raise sparsity.BuildError("no C++ compiler")
 
     monkeypatch.setattr(_build, "library_path", no_compiler)
-    monkeypatch.setattr(_magnitudes, "_library", _magnitudes._library.__wrapped__)
+    monkeypatch.setattr(_magnitudes, "kernel", _kernel.kernel.__wrapped__)
     without = scope(layers(), amounts, sparsity.drop.magnitude, sparsity.grow.gradient, regrow)
     assert used[-1] is None
     for one, other in zip(with_kernel, without, strict=True):
@@ -153,10 +186,10 @@ def test_no_trouble_with_the_kernel_reaches_a_training(
         monkeypatch.setenv("SPARSITY_CACHE_DIR", str(tmp_path))
         monkeypatch.setenv(*{"CXX": ("CXX", "g++ 'unclosed"), "ISA": ("SPARSITY_ISA", "mmx")}[trouble])
     _build._spare_dir.cache_clear()
-    monkeypatch.setattr(_magnitudes, "_library", _magnitudes._library.__wrapped__)
+    monkeypatch.setattr(_magnitudes, "kernel", _kernel.kernel.__wrapped__)
     vector, mask = VALUES["bell"](), torch.rand(SIZE, generator=random(2)) < 0.2
     assert torch.equal(smallest(Magnitudes(vector), 9000, mask), expected([vector], 9000, [mask], False)[0])
-    made = _magnitudes.smallest_of([Magnitudes(vector)], 9000, [mask], False)
+    made = by_kernel(vector, 9000, mask)
     assert (made is None) == (trouble in ("CXX", "ISA"))  # the others build for this process alone
     _build._spare_dir.cache_clear()
 
@@ -164,8 +197,8 @@ def test_no_trouble_with_the_kernel_reaches_a_training(
 @pytest.mark.parametrize("isa", _cpu.supported_isas())
 def test_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSITY_ISA", isa)
-    monkeypatch.setattr(_magnitudes, "_library", _magnitudes._library.__wrapped__)
+    monkeypatch.setattr(_magnitudes, "kernel", _kernel.kernel.__wrapped__)
     vector, mask = VALUES["bell"](), torch.rand(SIZE, generator=random(2)) < 0.2
-    found = _magnitudes.smallest_of([Magnitudes(vector)], 9000, [mask], False)
+    found = by_kernel(vector, 9000, mask)
     assert found is not None
-    assert torch.equal(found[0], expected([vector], 9000, [mask], False)[0])
+    assert torch.equal(found, expected([vector], 9000, [mask], False)[0])

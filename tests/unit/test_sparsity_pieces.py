@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparsity import Amount, Layer, drop, grow, over_layers, per_layer
+from sparsity import Amount, Layer, _bits, _kernel, drop, grow, over_layers, per_layer
 from sparsity._bits import PIECE, count, fill, keep, kept
+from sparsity.runtime import _cpu
 
 SIZES = [1, 7, 8 * 128 - 1, 8 * 128, PIECE - 1, PIECE, PIECE + 3, 2 * PIECE + 1000]
+
+
+@pytest.fixture(params=[True, False], ids=["with kernels", "without kernels"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if not request.param:
+        monkeypatch.setattr(_bits, "kernel", lambda source: None)
+    return request.param
 
 
 def drawn(size: int, seed: int = 0) -> Tensor:
@@ -20,6 +29,7 @@ def drawn(size: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.usefixtures("kernels")
 def test_zeros_where_masked(size: int, dtype: torch.dtype) -> None:
     tensor, mask = drawn(size).to(dtype), drawn(size, 1) > 0
     tensor[::5] = torch.inf
@@ -29,14 +39,18 @@ def test_zeros_where_masked(size: int, dtype: torch.dtype) -> None:
     before = tensor.clone()
     assert torch.equal(kept(tensor, mask).nan_to_num(7), expected.nan_to_num(7))
     assert torch.equal(tensor.nan_to_num(7), before.nan_to_num(7))
-    keep(tensor, mask)
-    assert torch.equal(tensor.nan_to_num(7), expected.nan_to_num(7))
-    assert not tensor[~mask].signbit().any()
+    version = tensor._version
+    for _ in range(2):  # the second time nothing is left to do
+        keep(tensor, mask)
+        assert torch.equal(tensor.nan_to_num(7), expected.nan_to_num(7))
+        assert not tensor[~mask].signbit().any()
+        assert tensor._version > version  # autograd has to know
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.usefixtures("kernels")
 def test_filled_at_places(size: int, dtype: torch.dtype, value: float) -> None:
     tensor, places = drawn(size).to(dtype), drawn(size, 1) > 0
     tensor[::5] = torch.inf
@@ -48,6 +62,29 @@ def test_filled_at_places(size: int, dtype: torch.dtype, value: float) -> None:
     assert torch.equal(tensor.nan_to_num(7), expected.nan_to_num(7))
     assert not tensor[places].signbit().any()
     assert tensor._version > version  # autograd has to know
+
+
+def test_masking_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all large plain tensors, in every instruction set; other tensors are left to torch."""
+    used: list[str] = []
+
+    def noted(source: str) -> ctypes.CDLL | None:
+        used.append(source)
+        return _kernel.kernel.__wrapped__(source)
+
+    monkeypatch.setattr(_bits, "kernel", noted)
+    size = PIECE + 3
+    for number, isa in enumerate(_cpu.supported_isas()):
+        monkeypatch.setenv("SPARSITY_ISA", isa)
+        tensor, mask = nn.Parameter(drawn(size)), drawn(size, 1) > 0
+        expected = torch.where(mask, tensor, 0)
+        keep(tensor, mask)
+        assert torch.equal(tensor, expected)
+        assert len(used) == number + 1
+    for tensor in (drawn(100), drawn(size).char(), drawn(2 * size)[::2]):
+        keep(tensor, mask[: len(tensor)])
+        assert not tensor[~mask[: len(tensor)]].any()
+    assert len(used) == number + 1
 
 
 def test_zeros_in_other_layouts() -> None:

@@ -1,6 +1,10 @@
 // Which entries of tensors have the smallest or largest magnitude: a sample brackets the order statistic, one pass takes
 // all below and collects the few inside, and those are searched. Magnitudes are compared as the integers of their bits,
-// which have the same order.
+// which have the same order. Several selections are made together, so that threads find work in all of them.
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -16,14 +20,27 @@ namespace {
 constexpr long BLOCK = 64;       // entries looked at together
 constexpr long PIECE = 1 << 14;  // entries that a thread takes at a time
 constexpr long SAMPLES = 1 << 15;
+constexpr long AHEAD = 16;  // samples that are fetched before they are looked at
 constexpr double DEVIATIONS = 5;  // of the sample's order statistic: a guess fails once in 10^6 times
+constexpr uintptr_t SMALL_PAGE = 1 << 12, LARGE_PAGE = 1 << 21;
 constexpr uint32_t BINS = 1 << 11;
 constexpr uint32_t LARGEST = 0x7fffffff;
 
+struct Selection {
+  long count;         // of entries to choose
+  uint8_t outside;    // 1 to choose where the mask is 0
+  uint32_t flip;      // see key_of
+  long total = 0;     // entries in all parts
+  uint32_t low = 0, high = LARGEST;  // keys with the order statistic between them, very likely
+  size_t first_part = 0, last_part = 0, first_piece = 0, last_piece = 0;
+  std::atomic<long> near{0};
+  std::atomic<bool> failed{false};
+};
+
 struct Part {
+  Selection *selection;
   const uint32_t *values;
   const uint8_t *mask;
-  uint8_t outside;  // 1 to choose where the mask is 0
   uint8_t *chosen;
   long length, start;  // start: entries in the parts before
 };
@@ -39,6 +56,9 @@ struct Piece {
   long available = 0, below = 0;
   std::vector<Candidate> near;
 };
+
+inline Selection &selection_of(Selection &self) { return self; }
+inline Selection &selection_of(Piece &piece) { return *piece.part->selection; }
 
 // The order of magnitudes, or with flip = LARGEST the reverse.
 inline uint32_t key_of(uint32_t bits, uint32_t flip) { return (bits & LARGEST) ^ flip; }
@@ -80,54 +100,61 @@ inline void compare(const uint32_t *__restrict values, const uint8_t *__restrict
 }
 
 // Take what is below low, and note what is from there to high.
-void take_below(Piece &piece, uint32_t low, uint32_t high, uint32_t flip) {
+void take_below(Piece &piece) {
   const Part &part = *piece.part;
+  const Selection &to = *part.selection;
   thread_local Candidate collected[PIECE];
   Candidate *end = collected;
   for (long i = piece.begin; i < piece.end; i += BLOCK) {
     const uint32_t *values = part.values + i;
+    const uint8_t *mask = part.mask + i;
     uint8_t *chosen = part.chosen + i;
     alignas(64) uint8_t near[BLOCK] = {};
     const long length = piece.end - i;
-    if (length >= BLOCK) compare(values, part.mask + i, part.outside, BLOCK, low, high, flip, chosen, near);
-    else compare(values, part.mask + i, part.outside, length, low, high, flip, chosen, near);
+    if (length >= BLOCK) compare(values, mask, to.outside, BLOCK, to.low, to.high, to.flip, chosen, near);
+    else compare(values, mask, to.outside, length, to.low, to.high, to.flip, chosen, near);
     for (uint64_t found = bits_of(near); found; found &= found - 1) {
       const int j = __builtin_ctzll(found);
-      *end++ = {key_of(values[j], flip), (uint32_t)(i - piece.begin + j)};
+      *end++ = {key_of(values[j], to.flip), (uint32_t)(i - piece.begin + j)};
     }
   }
   piece.near.assign(collected, end);
   piece.below = count_true(part.chosen + piece.begin, piece.end - piece.begin);
 }
 
-// Stops early, and returns false, where work does.
-template <class Work>
-bool for_pieces(std::vector<Piece> &pieces, int threads, Work work) {
+// Do the work for each, by several threads; where it returns false or memory is short, the selection has failed.
+template <class Each, class Work>
+void for_all(Each &all, int threads, Work work) {
   std::atomic<size_t> next{0};
-  std::atomic<bool> fine{true};
-  run_together((int)std::min<size_t>((size_t)threads, pieces.size()), [&](int) {
-    try {
-      for (size_t i; fine && (i = next++) < pieces.size();)
-        if (!work(pieces[i])) fine = false;
-    } catch (const std::bad_alloc &) {
-      fine = false;
+  run_together((int)std::max<size_t>(1, std::min<size_t>((size_t)threads, all.size())), [&](int) {
+    for (size_t i; (i = next++) < all.size();) {
+      Selection &of = selection_of(all[i]);
+      if (of.failed) continue;
+      try {
+        if (!work(all[i])) of.failed = true;
+      } catch (const std::bad_alloc &) {
+        of.failed = true;
+      }
     }
   });
-  return fine;
 }
 
 // Two keys with the order statistic between them, very likely.
-void guess(const std::vector<Part> &parts, long total, long available, long count, uint32_t flip, uint32_t &low,
-           uint32_t &high) {
-  const long step = std::max(1L, total / SAMPLES) | 1;  // odd, so that it runs through rows of even length
+void guess(Selection &to, const std::vector<Part> &parts, long available) {
+  const long step = std::max(1L, to.total / SAMPLES) | 1;  // odd, so that it runs through rows of even length
   std::vector<uint32_t> sample;
+  sample.reserve((size_t)(to.total / step + 1));
   long at = 0;
-  for (const Part &part : parts) {
-    for (; at < part.start + part.length; at += step)
-      if (part.mask[at - part.start] ^ part.outside) sample.push_back(key_of(part.values[at - part.start], flip));
+  for (size_t i = to.first_part; i < to.last_part; i++) {
+    const Part &part = parts[i];
+    for (; at < part.start + part.length; at += step) {
+      const long place = at - part.start, ahead = std::min(place + AHEAD * step, part.length - 1);
+      __builtin_prefetch(part.mask + ahead);
+      __builtin_prefetch(part.values + ahead);
+      if (part.mask[place] ^ to.outside) sample.push_back(key_of(part.values[place], to.flip));
+    }
   }
-  low = 0, high = LARGEST;
-  const double size = (double)sample.size(), share = (double)count / (double)available;
+  const double size = (double)sample.size(), share = (double)to.count / (double)available;
   const double expected = share * size, deviation = std::sqrt(share * (1 - share) * size);
   const double first = std::floor(expected - DEVIATIONS * deviation) - 2;
   const double last = std::ceil(expected + DEVIATIONS * deviation) + 2;
@@ -135,24 +162,24 @@ void guess(const std::vector<Part> &parts, long total, long available, long coun
     std::nth_element(sample.begin(), sample.begin() + (long)n, sample.end());
     return sample[(size_t)n];
   };
-  if (first >= 0) low = nth(first);
-  if (last < size) high = nth(last);
+  if (first >= 0) to.low = nth(first);
+  if (last < size) to.high = nth(last);
 }
 
-// Of the candidates from low to high, the key of the one at place `rank` from 1; rank becomes its place among equal ones.
-uint32_t order_statistic(const std::vector<Piece> &pieces, uint32_t low, uint32_t high, long &rank) {
+// Of the candidates, the key of the one at place `rank` from 1; rank becomes its place among equal ones.
+uint32_t order_statistic(const Selection &of, const std::vector<Piece> &pieces, long &rank) {
   int shift = 0;
-  while ((high - low) >> shift >= BINS) shift++;
+  while ((of.high - of.low) >> shift >= BINS) shift++;
   long counts[BINS] = {};
-  for (const Piece &piece : pieces)
-    for (const Candidate &each : piece.near) counts[(each.key - low) >> shift]++;
+  for (size_t i = of.first_piece; i < of.last_piece; i++)
+    for (const Candidate &each : pieces[i].near) counts[(each.key - of.low) >> shift]++;
   uint32_t bin = 0;
   while (rank > counts[bin]) rank -= counts[bin++];
   std::vector<uint32_t> keys;
   keys.reserve((size_t)counts[bin]);
-  for (const Piece &piece : pieces)
-    for (const Candidate &each : piece.near)
-      if ((each.key - low) >> shift == bin) keys.push_back(each.key);
+  for (size_t i = of.first_piece; i < of.last_piece; i++)
+    for (const Candidate &each : pieces[i].near)
+      if ((each.key - of.low) >> shift == bin) keys.push_back(each.key);
   std::nth_element(keys.begin(), keys.begin() + (rank - 1), keys.end());
   const uint32_t found = keys[(size_t)rank - 1];
   rank = std::count(keys.begin(), keys.begin() + rank, found);  // nothing larger lies before it
@@ -160,68 +187,100 @@ uint32_t order_statistic(const std::vector<Piece> &pieces, uint32_t low, uint32_
 }
 
 // Take the `missing` candidates of smallest key, of equal ones the first.
-void take_near(std::vector<Piece> &pieces, uint32_t low, uint32_t high, long missing) {
-  const uint32_t threshold = order_statistic(pieces, low, high, missing);
-  for (const Piece &piece : pieces) {
-    uint8_t *chosen = piece.part->chosen + piece.begin;
-    for (const Candidate &each : piece.near)
+void take_near(const Selection &to, const std::vector<Piece> &pieces, long missing) {
+  const uint32_t threshold = order_statistic(to, pieces, missing);
+  for (size_t i = to.first_piece; i < to.last_piece; i++) {
+    uint8_t *chosen = pieces[i].part->chosen + pieces[i].begin;
+    for (const Candidate &each : pieces[i].near)
       chosen[each.place] = each.key < threshold || (each.key == threshold && missing-- > 0);
   }
 }
 
-bool select(const std::vector<Part> &parts, long total, long count, uint32_t flip, int threads) {
+void select(std::vector<Selection> &selections, const std::vector<Part> &parts, int threads) {
   std::vector<Piece> pieces;
-  for (const Part &part : parts)
+  for (const Part &part : parts) {
     for (long begin = 0; begin < part.length; begin += PIECE)
       pieces.push_back({&part, begin, std::min(part.length, begin + PIECE), 0, 0, {}});
-  for_pieces(pieces, threads, [](Piece &piece) {
-    const long length = piece.end - piece.begin, inside = count_true(piece.part->mask + piece.begin, length);
-    piece.available = piece.part->outside ? length - inside : inside;
+    part.selection->last_piece = pieces.size();
+  }
+  for (size_t i = 1; i < selections.size(); i++) selections[i].first_piece = selections[i - 1].last_piece;
+  for_all(pieces, threads, [](Piece &piece) {
+    const Part &part = *piece.part;
+    const long length = piece.end - piece.begin, inside = count_true(part.mask + piece.begin, length);
+    piece.available = part.selection->outside ? length - inside : inside;
     return true;
   });
-  long available = 0, below = 0;
-  for (const Piece &piece : pieces) available += piece.available;
-  if (count > available) return false;
-  uint32_t low, high;
-  guess(parts, total, available, count, flip, low, high);
-  std::atomic<long> near{0};
-  const bool few = for_pieces(pieces, threads, [&](Piece &piece) {
-    take_below(piece, low, high, flip);
-    return (near += (long)piece.near.size()) <= total / 4;
+  for_all(selections, threads, [&](Selection &each) {
+    long available = 0;
+    for (size_t i = each.first_piece; i < each.last_piece; i++) available += pieces[i].available;
+    if (each.count > available) return false;
+    guess(each, parts, available);
+    return true;
   });
-  for (const Piece &piece : pieces) below += piece.below;
-  const long missing = count - below;
-  if (!few || missing < 0 || missing > near) return false;
-  if (missing) take_near(pieces, low, high, missing);
-  return true;
+  for_all(pieces, threads, [](Piece &piece) {
+    take_below(piece);
+    Selection &to = *piece.part->selection;
+    return (to.near += (long)piece.near.size()) <= to.total / 4;
+  });
+  for_all(selections, threads, [&](Selection &each) {
+    long missing = each.count;
+    for (size_t i = each.first_piece; i < each.last_piece; i++) missing -= pieces[i].below;
+    if (missing < 0 || missing > each.near) return false;
+    if (missing) take_near(each, pieces, missing);
+    return true;
+  });
+}
+
+// Get new memory from the system, in large pages if it has them: to clear small ones takes longer than to fill them. Each
+// large page by one thread, since those that want it at once would each clear one.
+void touch(uint8_t *memory, long bytes, int threads) {
+  const uintptr_t begin = (uintptr_t)memory, end = begin + (uintptr_t)bytes;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t first = (begin + SMALL_PAGE - 1) / SMALL_PAGE * SMALL_PAGE;
+  if (first < end) madvise((void *)first, end - first, MADV_HUGEPAGE);  // a wish: what it returns changes nothing
+#endif
+  std::atomic<uintptr_t> next{begin / LARGE_PAGE};
+  run_together(threads, [&](int) {
+    for (uintptr_t page; (page = next++ * LARGE_PAGE) < end;)
+      for (uintptr_t at = std::max(begin, page); at < std::min(end, page + LARGE_PAGE); at += SMALL_PAGE)
+        *reinterpret_cast<volatile uint8_t *>(at) = 0;
+  });
 }
 
 }  // namespace
 
 extern "C" {
 
-int selection_version() { return 1; }
-
 void selection_use_openmp(void *parallel, void *num_threads, void *thread_num) {
   use_openmp(parallel, num_threads, thread_num);
 }
 
-// Mark in `chosen` the `count` entries of smallest (or largest) magnitude where the mask is 1 (or, outside, 0), in all
-// parts together; of equal ones those of earlier parts, in them the first. 0, or 1 if it has to be done otherwise: the
-// guess was wrong, most are equal, or memory was short.
-int selection_run(int parts, const float *const *values, const uint8_t *const *masks, uint8_t *const *chosen,
-                  const long *lengths, int outside, long count, int largest, int threads) {
+// For each selection, mark in `chosen` the `counts` entries of smallest (or largest) magnitude where the mask is 1 (or,
+// outside, 0), in all of its `parts` together; of equal ones those of earlier parts, in them the first. `values`, `masks`,
+// `chosen` and `lengths` are those of all parts, one selection's after another's; `chosen` lies in new `memory`. `failed`
+// gets 0, or 1 for a selection that has to be made otherwise: the guess was wrong, most are equal, or memory was short.
+void selection_run(int selections, const int *parts, const long *counts, const int *outside, const int *largest,
+                   const float *const *values, const uint8_t *const *masks, uint8_t *const *chosen, const long *lengths,
+                   uint8_t *memory, long bytes, int *failed, int threads) {
+  std::fill(failed, failed + selections, 1);
+  touch(memory, bytes, threads);
   try {
-    std::vector<Part> all;
-    long total = 0;
-    for (int i = 0; i < parts; i++) {
-      const uint32_t *bits = reinterpret_cast<const uint32_t *>(values[i]);
-      all.push_back({bits, masks[i], (uint8_t)(outside != 0), chosen[i], lengths[i], total});
-      total += lengths[i];
+    std::vector<Selection> all((size_t)selections);
+    std::vector<Part> of_all;
+    for (size_t i = 0, part = 0; i < all.size(); i++) {
+      Selection &each = all[i];
+      each.count = counts[i], each.outside = outside[i] != 0, each.flip = largest[i] ? LARGEST : 0;
+      each.first_part = part;
+      for (; part < each.first_part + (size_t)parts[i]; part++) {
+        const uint32_t *bits = reinterpret_cast<const uint32_t *>(values[part]);
+        of_all.push_back({&each, bits, masks[part], chosen[part], lengths[part], each.total});
+        each.total += lengths[part];
+      }
+      each.last_part = part;
     }
-    return select(all, total, count, largest ? LARGEST : 0, threads) ? 0 : 1;
+    select(all, of_all, threads);
+    for (size_t i = 0; i < all.size(); i++) failed[i] = all[i].failed;
   } catch (const std::bad_alloc &) {
-    return 1;
   }
 }
 }
