@@ -6,7 +6,9 @@ how much longer an optimizer step with an update takes: choice, checks, counts, 
 soft: drawing what soft magnitude drops from a tensor of 24.6M weights.
 step: a training step of a masked net over one of the same net without masks, WRN28-10 with three heads at batch 128 on
 8 x 8 and 16 x 16 pixels and a Llama of 38M at batch 8 x 256: with AdamW as it is, with the fused one on both sides,
-with states of active weights only, and compiled.
+with states of active weights only, and compiled. With each the pages of new memory, which the system clears first: how
+many there are depends on what the allocator gave back before, and little else differs between a dense and a masked
+step. With MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment glibc keeps them all.
 root: the square root of a tensor with zeros over one without, which AdamW takes.
 memory: peak resident memory of a process that makes three such steps, over that without masks.
 Rivals are interleaved and medians taken; memory is measured in processes of their own. All on the CPU.
@@ -18,6 +20,7 @@ import argparse
 import copy
 import functools
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -72,13 +75,20 @@ MODELS = {
 
 def median_seconds(repeat: int, **rivals: Callable[[], object]) -> dict[str, float]:
     """Call the rivals in turn; median seconds of each."""
+    return {name: seconds for name, (seconds, _) in medians(repeat, **rivals).items()}
+
+
+def medians(repeat: int, **rivals: Callable[[], object]) -> dict[str, tuple[float, int]]:
+    """Call the rivals in turn; median seconds of each, and median number of pages that it got from the system."""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    pages: dict[str, list[int]] = {name: [] for name in rivals}
     for _ in range(repeat):
         for name, rival in rivals.items():
-            start = time.perf_counter()
+            before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
             rival()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            pages[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return {name: (statistics.median(seconds[name]), int(statistics.median(pages[name]))) for name in rivals}
 
 
 def layers_of(net: nn.Module) -> list[Layer]:
@@ -213,12 +223,13 @@ def _compare(name: str, repeat: int, pairs: dict[str, tuple[Step, Step]]) -> Non
     rivals = {f"{kind}{how}": call for how, pair in pairs.items() for kind, call in zip(KINDS, pair, strict=True)}
     for call in rivals.values():
         call()
-    seconds = median_seconds(repeat, **rivals)
+    found = medians(repeat, **rivals)
     aim = 1.03 if name.startswith("WRN") else 1.05
     for how in pairs:
-        dense, sparse = (seconds[f"{kind}{how}"] for kind in KINDS)
+        (dense, before), (sparse, after) = (found[f"{kind}{how}"] for kind in KINDS)
         ratio = f"{sparse / dense:.3f}x (aim < {aim}x)"
-        print(f"step of {name}{how}: dense {dense:.2f} s, masked {sparse:.2f} s = {ratio}", flush=True)
+        faults = f"page faults {before / 1000:.0f}k and {after / 1000:.0f}k"
+        print(f"step of {name}{how}: dense {dense:.2f} s, masked {sparse:.2f} s = {ratio}; {faults}", flush=True)
 
 
 def root(repeat: int) -> None:

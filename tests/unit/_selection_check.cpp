@@ -46,7 +46,7 @@ int main() {
         for (double share : {.001, .3, 1.})
             for (int outside : {0, 1})
                 for (int largest : {0, 1})
-                    for (int values : {0, 5000}) {
+                    for (int values : {0, 5000, 1}) {
                         all++;
                         right += equal(length, length / 3, share, outside, largest, values);
                     }

@@ -1,6 +1,7 @@
 // Which entries of tensors have the smallest or largest magnitude: a sample brackets the order statistic, one pass takes
-// all below and collects the few inside, and those are searched. Magnitudes are compared as the integers of their bits,
-// which have the same order. Several selections are made together, so that threads find work in all of them.
+// all below and collects the few inside, and those are searched; where the sample misleads, digits are counted.
+// Magnitudes are compared as the integers of their bits, which have the same order. Several selections are made together,
+// so that threads find work in all of them.
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -19,11 +20,12 @@ namespace {
 
 constexpr long BLOCK = 64;       // entries looked at together
 constexpr long PIECE = 1 << 14;  // entries that a thread takes at a time
-constexpr long SAMPLES = 1 << 15;
+constexpr long SAMPLES = 1 << 14;
 constexpr long AHEAD = 16;  // samples that are fetched before they are looked at
 constexpr double DEVIATIONS = 5;  // of the sample's order statistic: a guess fails once in 10^6 times
 constexpr uintptr_t SMALL_PAGE = 1 << 12, LARGE_PAGE = 1 << 21;
-constexpr uint32_t BINS = 1 << 11;
+constexpr int KEY_BITS = 31, DIGIT_BITS = 11;
+constexpr uint32_t BINS = 1 << DIGIT_BITS;
 constexpr uint32_t LARGEST = 0x7fffffff;
 
 struct Selection {
@@ -34,7 +36,7 @@ struct Selection {
   uint32_t low = 0, high = LARGEST;  // keys with the order statistic between them, very likely
   size_t first_part = 0, last_part = 0, first_piece = 0, last_piece = 0;
   std::atomic<long> near{0};
-  std::atomic<bool> failed{false};
+  std::atomic<bool> misled{false}, failed{false};
 };
 
 struct Part {
@@ -52,8 +54,7 @@ struct Candidate {
 
 struct Piece {
   const Part *part;
-  long begin, end;
-  long available = 0, below = 0;
+  long begin, end, below;
   std::vector<Candidate> near;
 };
 
@@ -122,26 +123,30 @@ void take_below(Piece &piece) {
   piece.below = count_true(part.chosen + piece.begin, piece.end - piece.begin);
 }
 
-// Do the work for each, by several threads; where it returns false or memory is short, the selection has failed.
+// Do the work for each, by several threads; where memory is short, the selection has failed.
 template <class Each, class Work>
 void for_all(Each &all, int threads, Work work) {
   std::atomic<size_t> next{0};
   run_together((int)std::max<size_t>(1, std::min<size_t>((size_t)threads, all.size())), [&](int) {
     for (size_t i; (i = next++) < all.size();) {
-      Selection &of = selection_of(all[i]);
-      if (of.failed) continue;
       try {
-        if (!work(all[i])) of.failed = true;
+        if (!selection_of(all[i]).failed) work(all[i]);
       } catch (const std::bad_alloc &) {
-        of.failed = true;
+        selection_of(all[i]).failed = true;
       }
     }
   });
 }
 
+// A distance between samples that shares no small factor with rows and kernels, whose entries would not all be met.
+long sampling_step(long step) {
+  while (step % 2 == 0 || step % 3 == 0 || step % 5 == 0 || step % 7 == 0) step++;
+  return step;
+}
+
 // Two keys with the order statistic between them, very likely.
-void guess(Selection &to, const std::vector<Part> &parts, long available) {
-  const long step = std::max(1L, to.total / SAMPLES) | 1;  // odd, so that it runs through rows of even length
+void guess(Selection &to, const std::vector<Part> &parts) {
+  const long step = sampling_step(std::max(1L, to.total / SAMPLES));
   std::vector<uint32_t> sample;
   sample.reserve((size_t)(to.total / step + 1));
   long at = 0;
@@ -154,15 +159,15 @@ void guess(Selection &to, const std::vector<Part> &parts, long available) {
       if (part.mask[place] ^ to.outside) sample.push_back(key_of(part.values[place], to.flip));
     }
   }
-  const double size = (double)sample.size(), share = (double)to.count / (double)available;
-  const double expected = share * size, deviation = std::sqrt(share * (1 - share) * size);
+  const double size = (double)sample.size(), share = (double)to.count / (double)to.total;
+  const double expected = (double)to.count / (double)step, deviation = std::sqrt(expected * (1 - share));
   const double first = std::floor(expected - DEVIATIONS * deviation) - 2;
   const double last = std::ceil(expected + DEVIATIONS * deviation) + 2;
   const auto nth = [&](double n) {
     std::nth_element(sample.begin(), sample.begin() + (long)n, sample.end());
     return sample[(size_t)n];
   };
-  if (first >= 0) to.low = nth(first);
+  if (first >= 0 && first < size) to.low = nth(first);
   if (last < size) to.high = nth(last);
 }
 
@@ -196,38 +201,60 @@ void take_near(const Selection &to, const std::vector<Piece> &pieces, long missi
   }
 }
 
+// Call visit(part, place, key) for all entries that one may choose from, in order.
+template <class Visit>
+void visit_all(const Selection &of, const std::vector<Part> &parts, Visit visit) {
+  for (size_t i = of.first_part; i < of.last_part; i++)
+    for (long place = 0; place < parts[i].length; place++)
+      if (parts[i].mask[place] ^ of.outside) visit(parts[i], place, key_of(parts[i].values[place], of.flip));
+}
+
+// Select by the digits of keys, however they are distributed; false where there are not enough entries.
+bool take_by_digits(const Selection &to, const std::vector<Part> &parts) {
+  uint32_t threshold = 0;
+  long missing = to.count;
+  for (int shift = KEY_BITS; shift > 0;) {
+    const int above = shift;
+    shift = std::max(0, shift - DIGIT_BITS);
+    long counts[BINS] = {};
+    visit_all(to, parts, [&](const Part &, long, uint32_t key) {
+      if (key >> above == threshold >> above) counts[(key >> shift) % BINS]++;
+    });
+    uint32_t digit = 0;
+    while (digit < BINS && missing > counts[digit]) missing -= counts[digit++];
+    if (digit == BINS) return false;
+    threshold |= digit << shift;
+  }
+  for (size_t i = to.first_part; i < to.last_part; i++) memset(parts[i].chosen, 0, (size_t)parts[i].length);
+  visit_all(to, parts, [&](const Part &part, long place, uint32_t key) {
+    part.chosen[place] = key < threshold || (key == threshold && missing-- > 0);
+  });
+  return true;
+}
+
 void select(std::vector<Selection> &selections, const std::vector<Part> &parts, int threads) {
   std::vector<Piece> pieces;
   for (const Part &part : parts) {
     for (long begin = 0; begin < part.length; begin += PIECE)
-      pieces.push_back({&part, begin, std::min(part.length, begin + PIECE), 0, 0, {}});
+      pieces.push_back({&part, begin, std::min(part.length, begin + PIECE), 0, {}});
     part.selection->last_piece = pieces.size();
   }
   for (size_t i = 1; i < selections.size(); i++) selections[i].first_piece = selections[i - 1].last_piece;
+  for_all(selections, threads, [&](Selection &each) { guess(each, parts); });
   for_all(pieces, threads, [](Piece &piece) {
-    const Part &part = *piece.part;
-    const long length = piece.end - piece.begin, inside = count_true(part.mask + piece.begin, length);
-    piece.available = part.selection->outside ? length - inside : inside;
-    return true;
-  });
-  for_all(selections, threads, [&](Selection &each) {
-    long available = 0;
-    for (size_t i = each.first_piece; i < each.last_piece; i++) available += pieces[i].available;
-    if (each.count > available) return false;
-    guess(each, parts, available);
-    return true;
-  });
-  for_all(pieces, threads, [](Piece &piece) {
-    take_below(piece);
     Selection &to = *piece.part->selection;
-    return (to.near += (long)piece.near.size()) <= to.total / 4;
+    if (to.misled) return;
+    take_below(piece);
+    if ((to.near += (long)piece.near.size()) > to.total / 4) to.misled = true;
   });
   for_all(selections, threads, [&](Selection &each) {
     long missing = each.count;
     for (size_t i = each.first_piece; i < each.last_piece; i++) missing -= pieces[i].below;
-    if (missing < 0 || missing > each.near) return false;
-    if (missing) take_near(each, pieces, missing);
-    return true;
+    if (each.misled || missing < 0 || missing > each.near) {
+      if (!take_by_digits(each, parts)) each.failed = true;
+    } else if (missing) {
+      take_near(each, pieces, missing);
+    }
   });
 }
 
@@ -258,7 +285,7 @@ void selection_use_openmp(void *parallel, void *num_threads, void *thread_num) {
 // For each selection, mark in `chosen` the `counts` entries of smallest (or largest) magnitude where the mask is 1 (or,
 // outside, 0), in all of its `parts` together; of equal ones those of earlier parts, in them the first. `values`, `masks`,
 // `chosen` and `lengths` are those of all parts, one selection's after another's; `chosen` lies in new `memory`. `failed`
-// gets 0, or 1 for a selection that has to be made otherwise: the guess was wrong, most are equal, or memory was short.
+// gets 0, or 1 for a selection that was not made: there are not enough entries, or memory was short.
 void selection_run(int selections, const int *parts, const long *counts, const int *outside, const int *largest,
                    const float *const *values, const uint8_t *const *masks, uint8_t *const *chosen, const long *lengths,
                    uint8_t *memory, long bytes, int *failed, int threads) {
