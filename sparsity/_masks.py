@@ -19,13 +19,15 @@ from sparsity._select import SKIPPED, join, maskable
 from sparsity._sharded import aligned, group_of, host, local
 from sparsity._sharded_gradient import GradientMask
 from sparsity._structure import Structure
+from sparsity._written import is_written, zeroed
 
 
 class Mask(nn.Module):
     """The parametrization of one weight: a bool buffer ``mask``, True where the weight is active.
 
     The stored weight is zero where the mask is False, so the forward pass uses it as it is, and only gradients are
-    masked.
+    masked. A forward pass that finds a weight written to since (a dense state dict was loaded, an optimizer without an
+    engine made a step) zeroes it first; compiled code and sharded weights leave that to `Masks.apply` and the engine.
 
     Attributes:
         sharded: What masks the gradient instead, once the mask is sharded like its weight (see `shard_masks`).
@@ -48,8 +50,12 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``weight`` unchanged, with a masked gradient."""
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-            return torch.where(self.mask, weight, 0)  # a function with a rule of its own for this could not be compiled
+        if not torch.compiler.is_compiling():
+            if forward_ad._current_level >= 0:
+                return torch.where(self.mask, weight, 0)  # a function with a rule for this could not be compiled
+            if is_written(weight, self.mask) and self.sharded is None:
+                with torch.no_grad():
+                    self.zero(weight)
         if self.sharded is not None or not torch.is_grad_enabled():
             return weight
         if torch._C._are_functorch_transforms_active():  # compilers would pass over a function's own backward
@@ -63,6 +69,7 @@ class Mask(nn.Module):
     def zero(self, weight: Tensor) -> None:
         """Set the masked entries of ``weight`` to zero, in place."""
         keep(local(weight), local(aligned(self.mask, weight)))
+        zeroed(weight, self.mask)
 
     def extra_repr(self) -> str:
         """Return the shape, and the structure if there is one, for ``print(model)``."""
@@ -160,7 +167,10 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zero the masked weights, after weights were edited by hand (an attached engine does so after every step)."""
+        """Zero the masked weights now, after weights were edited by hand.
+
+        An attached engine does so after every step, and a forward pass before it uses a weight that was written to.
+        """
         for weight in self.weights.values():
             weight.holder.zero(weight.parameter)
 
