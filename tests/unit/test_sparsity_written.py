@@ -57,7 +57,7 @@ def step(net: nn.Module) -> None:
 def replace(net: nn.Module) -> None:
     for module in net.modules():
         if hasattr(module, "original"):
-            module.original = nn.Parameter(torch.ones_like(module.original))
+            module.original = nn.Parameter(torch.ones_like(module.original))  # pyright: ignore
 
 
 def mask(net: nn.Module) -> None:
