@@ -41,7 +41,7 @@ def soft_magnitude(temperature: float = 3.0) -> Score:
         if not temperature:
             return exponential.log_().neg_()
         # Zeros as the smallest normal number, so that they go first; log(0) is slow, and no number to add noise to.
-        keys = layer.weight.abs().float().clamp_min_(torch.finfo(torch.float32).tiny).log_().mul_(temperature)
+        keys = layer.weight.abs().float().clamp_min(torch.finfo(torch.float32).tiny).log_().mul_(temperature)
         return keys.sub_(exponential.log_())
 
     return score
