@@ -198,9 +198,9 @@ class AffineModule(OpModule):
         op = cast(ChannelAffine, self.op)
         if op.affine.scale is None or op.affine.shift is None or op.dim != 1:
             return applied(op.affine, x, op.dim)
-        # One pass over memory instead of two.
+        # One pass over memory instead of two. An epsilon of zero is refused by some versions of torch; this is none.
         zero, one = torch.zeros_like(op.affine.scale), torch.ones_like(op.affine.scale)
-        y = F.batch_norm(x, zero, one, op.affine.scale, op.affine.shift, eps=0.0)
+        y = F.batch_norm(x, zero, one, op.affine.scale, op.affine.shift, eps=1e-30)
         return y.relu_() if op.affine.relu else y
 
 

@@ -193,8 +193,9 @@ def test_a_head_without_a_layer_has_no_classifier():
     ],
 )
 def test_timm_names_its_classifiers(name, expected):
-    with torch.device("meta"):
-        model = timm.create_model(name)
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    model = timm.create_model(name)
     assert of(sparsity.classifier, model) == expected
 
 
