@@ -163,7 +163,7 @@ def _bracket(reads: list[Read], count: int, among: list[Tensor]) -> tuple[Tensor
     total = sum(each.numel() for each in among)
     if total < _WORTH_SAMPLING:
         return None
-    part = slice(None, None, total // _SAMPLES | 1)  # odd, so that it runs through rows of even length
+    part = slice(None, None, _sampling_step(total // _SAMPLES))
     sample = torch.cat([read(part)[each[part]] for read, each in zip(reads, among, strict=True)])
     available = sum(int(count_true(each)) for each in among)
     if len(sample) < _SAMPLES // 64:
@@ -177,6 +177,13 @@ def _bracket(reads: list[Read], count: int, among: list[Tensor]) -> tuple[Tensor
         ordered[low] if low >= 0 else -infinite,
         ordered[high] if high < len(ordered) else infinite,
     )
+
+
+def _sampling_step(step: int) -> int:
+    """Return a distance that shares no small factor with rows and kernels, whose entries would not all be met."""
+    while math.gcd(step, 2 * 3 * 5 * 7) > 1:
+        step += 1
+    return step
 
 
 def _between(reads: list[Read], count: int, among: list[Tensor], low: Tensor, high: Tensor) -> list[Tensor] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_large_tensors(kind: str, share: float) -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_wrong_guess_is_noticed(sign: int) -> None:
     """All that the sample looks at is larger than the rest, or smaller."""
-    step = LARGE // _smallest._SAMPLES | 1
+    step = _smallest._sampling_step(LARGE // _smallest._SAMPLES)
     score = torch.zeros(LARGE)
     score[::step] = sign * (1 + torch.arange(len(score[::step])).float())
     among, count = torch.ones(LARGE, dtype=torch.bool), LARGE // 2
@@ -81,3 +82,22 @@ def test_memory_format_does_not_matter() -> None:
     among = score < 2
     last = score.to(memory_format=torch.channels_last)
     assert torch.equal(smallest(last, 100, among.to(memory_format=torch.channels_last)), smallest(score, 100, among))
+
+
+def test_a_sample_meets_all_places_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 225, of 3.7M entries, would meet one place of nine, and the guess would be wrong."""
+    weight = torch.randn(640, 640, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight *= torch.tensor([10.0, 1, 1, 1, 1, 1, 1, 1, 1]).view(3, 3)
+    guesses: list[bool] = []
+    between = _smallest._between
+
+    def noted(*arguments: Any) -> Any:
+        found = between(*arguments)
+        guesses.append(found is not None)
+        return found
+
+    monkeypatch.setattr(_smallest, "_between", noted)
+    chosen = smallest(weight, weight.numel() // 4, torch.ones_like(weight, dtype=torch.bool))
+    assert chosen.sum() == weight.numel() // 4
+    assert weight[chosen].max() <= weight[~chosen].min()
+    assert guesses[0]
