@@ -66,8 +66,8 @@ def _by_kernel(tensor: Tensor, mask: Tensor, outside: bool) -> bool:
 
     Return whether there is one.
     """
-    both = tensor.detach(), mask
-    if tensor.numel() < WORTH or tensor.itemsize == 1 or not all(map(_plain, both)):
+    alike = tensor.shape == mask.shape and _plain(tensor.detach()) and _plain(mask)
+    if tensor.numel() < WORTH or tensor.itemsize == 1 or not alike:
         return False
     library = kernel("masking")
     if library is None:

@@ -6,11 +6,14 @@ import itertools
 from collections.abc import Sequence
 from ctypes import c_int, c_long
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from sparsity._kernel import kernel, lengths, pointers
+
+Kind = TypeVar("Kind")
 
 _ALIGNED = 64  # bytes
 
@@ -29,53 +32,56 @@ class Magnitudes:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The ``count`` entries of smallest score in several vectors together, from those that one may choose from.
+class Selection(Generic[Kind]):
+    """The ``count`` entries of smallest score in several tensors together, from those that one may choose from.
 
     Attributes:
-        scores: Of each vector.
-        count: From 1 to the number of entries to choose from.
-        masks: Bool tensors of the same numbers of entries.
-        outside: Choose where the masks are False instead of True.
+        scores: Of each tensor; may be left out if ``count`` is 0.
+        count: At most the number of entries to choose from.
+        among: Bool tensors of the same numbers of entries.
+        outside: Choose where these are False instead of True.
     """
 
-    scores: Sequence[Magnitudes]
+    scores: Sequence[Kind]
     count: int
-    masks: Sequence[Tensor]
-    outside: bool
+    among: Sequence[Tensor]
+    outside: bool = False
 
 
-def smallest_of_each(wanted: Sequence[Wanted]) -> list[list[Tensor] | None]:
-    """Do as `sparsity._smallest.smallest_of` with each, by the kernel; None where it can't be had or gives up."""
-    able = [each for each in wanted if _fits(each)]
+def smallest_of_each(selections: Sequence[Selection[Magnitudes]]) -> list[list[Tensor] | None]:
+    """Do as `sparsity._smallest.smallest_of_each` by the kernel, with at least one entry to choose from in each.
+
+    None where there is no kernel for it.
+    """
+    able = [each for each in selections if _fits(each)]
     found = dict(zip(map(id, able), _by_kernel(able), strict=True)) if able else {}
-    return [found.get(id(each)) for each in wanted]
+    return [found.get(id(each)) for each in selections]
 
 
-def _fits(wanted: Wanted) -> bool:
-    vectors, orders = [each.vector for each in wanted.scores], {each.largest for each in wanted.scores}
-    plain = all(each.device.type == "cpu" and each.is_contiguous() for each in (*vectors, *wanted.masks))
+def _fits(selection: Selection[Magnitudes]) -> bool:
+    vectors, orders = [each.vector for each in selection.scores], {each.largest for each in selection.scores}
+    plain = all(each.device.type == "cpu" and each.is_contiguous() for each in (*vectors, *selection.among))
     return plain and len(orders) == 1 and all(vector.dtype == torch.float32 for vector in vectors)
 
 
-def _by_kernel(wanted: Sequence[Wanted]) -> list[list[Tensor] | None]:
-    library, count = kernel("selection"), len(wanted)
+def _by_kernel(selections: Sequence[Selection[Magnitudes]]) -> list[list[Tensor] | None]:
+    library, count = kernel("selection"), len(selections)
     if library is None:
         return [None] * count
-    vectors = [score.vector for each in wanted for score in each.scores]
-    masks = [mask.view(-1) for each in wanted for mask in each.masks]
+    vectors = [score.vector for each in selections for score in each.scores]
+    masks = [mask.view(-1) for each in selections for mask in each.among]
     chosen, memory = _new(masks)
     numbers = (
-        (c_int * count)(*(len(each.masks) for each in wanted)),
-        (c_long * count)(*(each.count for each in wanted)),
-        (c_int * count)(*(each.outside for each in wanted)),
-        (c_int * count)(*(each.scores[0].largest for each in wanted)),
+        (c_int * count)(*(len(each.among) for each in selections)),
+        (c_long * count)(*(each.count for each in selections)),
+        (c_int * count)(*(each.outside for each in selections)),
+        (c_int * count)(*(each.scores[0].largest for each in selections)),
     )
     where = pointers(vectors), pointers(masks), pointers(chosen), lengths(vectors)
     failed = (c_int * count)()
     library.selection_run(count, *numbers, *where, memory.data_ptr(), len(memory), failed, torch.get_num_threads())
     parts = iter(chosen)
-    each_chosen = [list(itertools.islice(parts, len(each.masks))) for each in wanted]
+    each_chosen = [list(itertools.islice(parts, len(each.among))) for each in selections]
     return [None if gave_up else one for gave_up, one in zip(failed, each_chosen, strict=True)]
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sparsity._errors import EngineError
 from sparsity._layer import Layer, Score
+from sparsity._magnitudes import Selection
 from sparsity._pointwise import scores
-from sparsity._smallest import Selection, smallest_of, smallest_of_each
+from sparsity._smallest import Scores, smallest_of, smallest_of_each
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def per_layer(
     """
     drops = (_lowest(layer, amount.drop, drop) for layer, amount in zip(layers, amounts, strict=True))
 
-    def grows(taken: Iterable[Tensor]) -> Iterator[Selection]:
+    def grows(taken: Iterable[Tensor]) -> Iterator[Selection[Scores]]:
         for layer, amount, mask in zip(layers, amounts, taken, strict=True):
             yield _highest(layer, amount.grow, grow, mask)
 
@@ -123,10 +124,10 @@ def check_amounts(
         )
 
 
-def _lowest(layer: Layer, count: int, score: Score) -> Selection:
+def _lowest(layer: Layer, count: int, score: Score) -> Selection[Scores]:
     # Not asked for a score that nobody needs: it may cost a pass over the weights, or a draw of random numbers.
     return Selection([scores(layer, score)] if count else [], count, [layer.mask])
 
 
-def _highest(layer: Layer, count: int, score: Score, taken: Tensor) -> Selection:
+def _highest(layer: Layer, count: int, score: Score, taken: Tensor) -> Selection[Scores]:
     return Selection([scores(layer, score, largest=True)] if count else [], count, [taken], outside=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from torch import Tensor
 from sparsity import _magnitudes, _sharded_smallest
 from sparsity._bits import count as count_true
 from sparsity._bits import slices
-from sparsity._magnitudes import Magnitudes, Wanted
+from sparsity._kernel import WORTH
+from sparsity._magnitudes import Magnitudes, Selection
 from sparsity._sharded import is_sharded
 
 Read = Callable[[slice], Tensor]
@@ -57,39 +57,26 @@ def smallest_of(
     return smallest_of_each([Selection(scores, count, among, outside)])[0]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The arguments of `smallest_of`; without any to choose (``count`` 0) scores may be left out."""
-
-    scores: Sequence[Scores]
-    count: int
-    among: Sequence[Tensor]
-    outside: bool = False
-
-
-def smallest_of_each(selections: Iterable[Selection]) -> list[list[Tensor]]:
+def smallest_of_each(selections: Iterable[Selection[Scores]]) -> list[list[Tensor]]:
     """Do as `smallest_of` with each selection.
 
     Those of magnitudes are made together in the end, the others before the next one is asked for.
     """
     made: list[list[Tensor]] = []
-    waiting: dict[int, Selection] = {}
+    waiting: dict[int, Selection[Magnitudes]] = {}
     for number, each in enumerate(selections):
         waits = _of_magnitudes(each)
         made.append([] if waits else _smallest_of(each))
         if waits:
             waiting[number] = each
-    wanted = [
-        Wanted(cast(Sequence[Magnitudes], each.scores), each.count, each.among, each.outside)
-        for each in waiting.values()
-    ]
-    for (number, each), chosen in zip(waiting.items(), _magnitudes.smallest_of_each(wanted), strict=True):
+    together = _magnitudes.smallest_of_each(list(waiting.values()))
+    for (number, each), chosen in zip(waiting.items(), together, strict=True):
         made[number] = _smallest_of(each) if chosen is None else _shaped(chosen, each.among)
     return made
 
 
-def _of_magnitudes(selection: Selection) -> bool:
-    large = selection.count > 0 and sum(each.numel() for each in selection.among) >= _WORTH_SAMPLING
+def _of_magnitudes(selection: Selection[Scores]) -> TypeGuard[Selection[Magnitudes]]:
+    large = selection.count > 0 and sum(each.numel() for each in selection.among) >= WORTH
     return large and all(isinstance(each, Magnitudes) for each in selection.scores)
 
 
@@ -97,7 +84,7 @@ def _shaped(vectors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     return [vector.view(tensor.shape) for vector, tensor in zip(vectors, like, strict=True)]
 
 
-def _smallest_of(selection: Selection) -> list[Tensor]:
+def _smallest_of(selection: Selection[Any]) -> list[Tensor]:
     scores, count, among = selection.scores, selection.count, selection.among
     if count == 0:
         return [torch.zeros_like(each) for each in among]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sparsity
 from sparsity import Layer, _kernel, _magnitudes, per_layer
-from sparsity._magnitudes import Magnitudes, Wanted
+from sparsity._magnitudes import Magnitudes, Selection
 from sparsity._rewire import Scope
 from sparsity._smallest import smallest, smallest_of
 from sparsity.runtime import _build, _cpu
@@ -57,7 +57,7 @@ def expected(vectors: list[Tensor], count: int, among: list[Tensor], largest: bo
 
 def by_kernel(vector: Tensor, count: int, mask: Tensor, outside: bool = False, largest: bool = False) -> Tensor | None:
     """What the kernel chooses, or None if it leaves that to torch."""
-    [found] = _magnitudes.smallest_of_each([Wanted([Magnitudes(vector, largest)], count, [mask], outside)])
+    [found] = _magnitudes.smallest_of_each([Selection([Magnitudes(vector, largest)], count, [mask], outside)])
     return None if found is None else found[0]
 
 
@@ -113,11 +113,13 @@ def test_several_selections_at_once(outside: bool) -> None:
     vectors = [VALUES[kind]() for kind in ("bell", "equal", "wide", "what is sampled is larger", "sorted")]
     counts = [1, 20_000, int(among.sum()), 30_000, 40_000]
     wanted = [
-        Wanted([Magnitudes(vector, largest)], count, [mask], outside)
+        Selection([Magnitudes(vector, largest)], count, [mask], outside)
         for vector, count in zip(vectors, counts, strict=True)
         for largest in (False, True)
     ]
-    *found, none = _magnitudes.smallest_of_each([*wanted, Wanted([Magnitudes(vectors[0])], SIZE + 1, [mask], outside)])
+    *found, none = _magnitudes.smallest_of_each(
+        [*wanted, Selection([Magnitudes(vectors[0])], SIZE + 1, [mask], outside)]
+    )
     assert none is None
     for each, chosen in zip(wanted, found, strict=True):
         vector, largest = each.scores[0].vector, each.scores[0].largest
@@ -150,7 +152,7 @@ def test_an_update_is_the_same_without_a_compiler(scope: Scope, regrow: bool, mo
     used: list[list[Tensor] | None] = []
     kernel = _magnitudes.smallest_of_each
 
-    def noted(wanted: list[Wanted]) -> list[list[Tensor] | None]:
+    def noted(wanted: list[Selection[Magnitudes]]) -> list[list[Tensor] | None]:
         found = kernel(wanted)
         used.extend(found)
         return found

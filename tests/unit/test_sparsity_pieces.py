@@ -84,6 +84,8 @@ def test_masking_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for tensor in (drawn(100), drawn(size).char(), drawn(2 * size)[::2]):
         keep(tensor, mask[: len(tensor)])
         assert not tensor[~mask[: len(tensor)]].any()
+    with pytest.raises(ValueError, match="zip"):  # a mask of another shape, which the kernel would read beyond
+        keep(torch.ones(size, 2), torch.tensor([True, False]))
     assert len(used) == number + 1
 
 

@@ -290,8 +290,8 @@ void selection_run(int selections, const int *parts, const long *counts, const i
                    const float *const *values, const uint8_t *const *masks, uint8_t *const *chosen, const long *lengths,
                    uint8_t *memory, long bytes, int *failed, int threads) {
   std::fill(failed, failed + selections, 1);
-  touch(memory, bytes, threads);
   try {
+    touch(memory, bytes, threads);
     std::vector<Selection> all((size_t)selections);
     std::vector<Part> of_all;
     for (size_t i = 0, part = 0; i < all.size(); i++) {
