@@ -135,9 +135,9 @@ def update(repeat: int) -> None:
         reading=lambda: [(layer.weight.sum(), layer.dense_gradient().sum()) for layer in layers],
     )
     print(
-        f"choice of an update of {masks.total / 1e6:.0f}M weights: {seconds['ours']:.2f} s; "
+        f"choice of an update of {masks.total / 1e6:.0f}M weights: {seconds['ours']:.3f} s; "
         f"sorting {seconds['sorting']:.2f} s = {seconds['sorting'] / seconds['ours']:.1f}x (aim > 5x); "
-        f"reading once {seconds['reading']:.3f} s, ours = {seconds['ours'] / seconds['reading']:.0f}x (aim < 6x)"
+        f"reading once {seconds['reading']:.3f} s, ours = {seconds['ours'] / seconds['reading']:.1f}x (aim < 6x)"
     )
     plain, rewiring = optimizer_steps(net, repeat)
     more = rewiring - plain

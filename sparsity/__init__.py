@@ -44,7 +44,7 @@ from sparsity._overlap import LayerOverlap, Overlap, overlap, overlap_of
 from sparsity._per_component import per_component
 from sparsity._pruning import cubic, gradual, prune, snip
 from sparsity._report import LayerDensity, Rewiring
-from sparsity._rewire import Amount, Choice, over_layers, per_layer
+from sparsity._rewire import Amount, over_layers, per_layer
 from sparsity._rule import Rule
 from sparsity._scalar_log import ScalarLog
 from sparsity._schedule import constant, cosine
@@ -69,7 +69,6 @@ __all__ = [
     "Amount",
     "Blocks",
     "BuildError",
-    "Choice",
     "CompileError",
     "CsvLog",
     "Engine",

@@ -27,7 +27,7 @@ from sparsity._optimizer_state import clear, forget_curvature, state_of, warn_of
 from sparsity._pointwise import checked
 from sparsity._rehearsal import is_rehearsal
 from sparsity._report import Rewiring
-from sparsity._rewire import Choice, check_amounts
+from sparsity._rewire import check_amounts, check_changes
 from sparsity._rule import Rule
 from sparsity._seed import seeded
 from sparsity._sharded import aligned, is_sharded, local
@@ -318,14 +318,15 @@ class Engine:
             for layer in layers
         ]
         drop = (lambda layer: ~ripe[layer.path]) if ripe else rule.drop
-        choices = rule.scope(layers, amounts, drop, rule.grow, rule.regrow)
-        dropped, grown = count(layers, choices)
+        changes = rule.scope(layers, amounts, drop, rule.grow, rule.regrow)
+        check_changes(layers, changes)
+        dropped, grown = count(layers, changes)
         check_amounts(step, amounts, dropped, grown, rule.regrow)
-        starts = [start_values(rule.initial, layer, choice) for layer, choice in zip(layers, choices, strict=True)]
+        starts = [start_values(rule.initial, *each) for each in zip(layers, changes, strict=True)]
         check_finite(layers, starts)
         # Nothing has changed so far, and nothing below depends on what users wrote.
-        for layer, choice, start in zip(layers, choices, starts, strict=True):
-            self._apply(optimizer, layer, choice, start)
+        for layer, changed, start in zip(layers, changes, starts, strict=True):
+            self._apply(optimizer, layer, changed, start)
         self._updated, self._missed = step, False
         forget_curvature(optimizer)
         self.check_processes()
@@ -335,11 +336,9 @@ class Engine:
         for callback in self._callbacks:
             callback(self.last)
 
-    def _apply(self, optimizer: Optimizer, layer: Layer, choice: Choice, start: Tensor | None) -> None:
-        # A weight that is dropped and grown again in one update stays as it is.
-        changed = local(choice.drop) ^ local(choice.grow)
-        local(layer.mask).logical_xor_(changed)
-        self._clear(optimizer, layer.path, changed)
+    def _apply(self, optimizer: Optimizer, layer: Layer, changed: Tensor, start: Tensor | None) -> None:
+        self._clear(optimizer, layer.path, local(changed))
+        local(layer.mask).logical_xor_(local(changed))  # the last use: a scope may have returned the mask itself
         if start is not None:
             local(layer.weight).add_(start)  # what was just cleared is zero there, and the start elsewhere
 

@@ -11,7 +11,6 @@ from sparsity._drop import check_number
 from sparsity._errors import EngineError, listed, near_matches
 from sparsity._layer import Layer
 from sparsity._masks import unwrap
-from sparsity._rewire import Choice
 from sparsity._sharded import aligned, group_of, host, local
 from sparsity._survey import is_infinite
 
@@ -60,7 +59,7 @@ def descent(rate: float) -> Initial:
     return lambda layer: -rate * layer.scaled_gradient()
 
 
-def start_values(initial: Initial | None, layer: Layer, choice: Choice) -> Tensor | None:
+def start_values(initial: Initial | None, layer: Layer, changed: Tensor) -> Tensor | None:
     """Return what the weights start with that are grown, zero elsewhere, as this process has it; None without values.
 
     Raises:
@@ -76,7 +75,7 @@ def start_values(initial: Initial | None, layer: Layer, choice: Choice) -> Tenso
             f"{layer.path!r}, got {got}."
         )
     start = local(aligned(values.detach(), layer.weight)).to(layer.weight.dtype)
-    return torch.where(local(choice.grow) & ~local(choice.drop), start, 0)
+    return torch.where(local(changed) & ~local(layer.mask), start, 0)
 
 
 def check_finite(layers: Sequence[Layer], starts: Sequence[Tensor | None]) -> None:

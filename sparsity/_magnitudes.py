@@ -48,14 +48,14 @@ class Selection(Generic[Kind]):
     outside: bool = False
 
 
-def smallest_of_each(selections: Sequence[Selection[Magnitudes]]) -> list[list[Tensor] | None]:
+def smallest_of_each(groups: Sequence[Sequence[Selection[Magnitudes]]]) -> list[list[Tensor] | None]:
     """Do as `sparsity._smallest.smallest_of_each` by the kernel, with at least one entry to choose from in each.
 
     None where there is no kernel for it.
     """
-    able = [each for each in selections if _fits(each)]
+    able = [group for group in groups if all(map(_fits, group))]
     found = dict(zip(map(id, able), _by_kernel(able), strict=True)) if able else {}
-    return [found.get(id(each)) for each in selections]
+    return [found.get(id(group)) for group in groups]
 
 
 def _fits(selection: Selection[Magnitudes]) -> bool:
@@ -64,13 +64,18 @@ def _fits(selection: Selection[Magnitudes]) -> bool:
     return plain and len(orders) == 1 and all(vector.dtype == torch.float32 for vector in vectors)
 
 
-def _by_kernel(selections: Sequence[Selection[Magnitudes]]) -> list[list[Tensor] | None]:
-    library, count = kernel("selection"), len(selections)
+def _by_kernel(groups: Sequence[Sequence[Selection[Magnitudes]]]) -> list[list[Tensor] | None]:
+    library = kernel("selection")
     if library is None:
-        return [None] * count
+        return [None] * len(groups)
+    selections = [each for group in groups for each in group]
+    count = len(selections)
     vectors = [score.vector for each in selections for score in each.scores]
     masks = [mask.view(-1) for each in selections for mask in each.among]
-    chosen, memory = _new(masks)
+    results, memory = _new([mask.numel() for group in groups for mask in group[0].among])
+    parts = iter(results)
+    of_groups = [list(itertools.islice(parts, len(group[0].among))) for group in groups]
+    chosen = [part for group, own in zip(groups, of_groups, strict=True) for _ in group for part in own]
     numbers = (
         (c_int * count)(*(len(each.among) for each in selections)),
         (c_long * count)(*(each.count for each in selections)),
@@ -80,14 +85,13 @@ def _by_kernel(selections: Sequence[Selection[Magnitudes]]) -> list[list[Tensor]
     where = pointers(vectors), pointers(masks), pointers(chosen), lengths(vectors)
     failed = (c_int * count)()
     library.selection_run(count, *numbers, *where, memory.data_ptr(), len(memory), failed, torch.get_num_threads())
-    parts = iter(chosen)
-    each_chosen = [list(itertools.islice(parts, len(each.among))) for each in selections]
-    return [None if gave_up else one for gave_up, one in zip(failed, each_chosen, strict=True)]
+    each_failed = iter(failed)
+    lost = [sum(itertools.islice(each_failed, len(group))) for group in groups]
+    return [None if any_lost else own for any_lost, own in zip(lost, of_groups, strict=True)]
 
 
-def _new(masks: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Return bool vectors like the masks, and the one piece of memory that they lie in."""
-    sizes = [len(mask) for mask in masks]
+def _new(sizes: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Return bool vectors, and the one piece of memory that they lie in."""
     spaced = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
     memory = torch.empty(sum(spaced), dtype=torch.bool)
     return [part[:size] for part, size in zip(memory.split(spaced), sizes, strict=True)], memory

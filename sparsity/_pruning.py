@@ -263,7 +263,7 @@ def _dropped(layers: list[Layer], final: Mapping[str, int], score: Score, scope:
     if not finite:
         raise MaskError("A weight or gradient is not finite, so that the smallest can't be told.")
     amounts = [Amount(0, final[layer.path] - active[layer.path]) for layer in layers]
-    return [choice.drop for choice in scope(layers, amounts, score, score, False)]
+    return scope(layers, amounts, score, score, False)
 
 
 def _scope(allocation: Allocation | None) -> Scope:

@@ -14,7 +14,7 @@ from sparsity._bits import count as count_true
 from sparsity._bits import slices
 from sparsity._kernel import WORTH
 from sparsity._magnitudes import Magnitudes, Selection
-from sparsity._sharded import is_sharded
+from sparsity._sharded import is_sharded, local
 
 Read = Callable[[slice], Tensor]
 Scores = Tensor | Read
@@ -54,30 +54,45 @@ def smallest_of(
         among: Bool tensors of the same shapes.
         outside: Choose where ``among`` is False instead.
     """
-    return smallest_of_each([Selection(scores, count, among, outside)])[0]
+    return smallest_of_each([[Selection(scores, count, among, outside)]])[0]
 
 
-def smallest_of_each(selections: Iterable[Selection[Scores]]) -> list[list[Tensor]]:
-    """Do as `smallest_of` with each selection.
+def smallest_of_each(groups: Iterable[Iterable[Selection[Scores]]]) -> list[list[Tensor]]:
+    """Do as `smallest_of` with each selection, and return for each group what any of its selections has chosen.
 
-    Those of magnitudes are made together in the end, the others before the next one is asked for.
+    The selections of a group, one or two, choose from the same tensors; of two, one is ``outside``. Those of magnitudes
+    are made together in the end, the others before the next one is asked for.
     """
     made: list[list[Tensor]] = []
-    waiting: dict[int, Selection[Magnitudes]] = {}
-    for number, each in enumerate(selections):
-        waits = _of_magnitudes(each)
-        made.append([] if waits else _smallest_of(each))
-        if waits:
-            waiting[number] = each
+    places: list[Sequence[Tensor]] = []
+    waiting: dict[int, list[Selection[Magnitudes]]] = {}
+    for number, group in enumerate(groups):
+        made.append([])
+        places.append([])
+        for each in group:
+            places[number] = each.among
+            if _of_magnitudes(each):
+                waiting.setdefault(number, []).append(each)
+            elif each.count:
+                made[number] = _either(made[number], _smallest_of(each))
     together = _magnitudes.smallest_of_each(list(waiting.values()))
-    for (number, each), chosen in zip(waiting.items(), together, strict=True):
-        made[number] = _smallest_of(each) if chosen is None else _shaped(chosen, each.among)
-    return made
+    for (number, group), chosen in zip(waiting.items(), together, strict=True):
+        found = map(_smallest_of, group) if chosen is None else [_shaped(chosen, places[number])]
+        for one in found:
+            made[number] = _either(made[number], one)
+    return [one or [torch.zeros_like(each) for each in among] for one, among in zip(made, places, strict=True)]
 
 
 def _of_magnitudes(selection: Selection[Scores]) -> TypeGuard[Selection[Magnitudes]]:
     large = selection.count > 0 and sum(each.numel() for each in selection.among) >= WORTH
     return large and all(isinstance(each, Magnitudes) for each in selection.scores)
+
+
+def _either(ones: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    """Return where either is True, in the memory of the first; one may be empty."""
+    for one, other in zip(ones, others, strict=bool(ones)):
+        local(one).logical_or_(local(other))
+    return ones or others
 
 
 def _shaped(vectors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
@@ -86,8 +101,6 @@ def _shaped(vectors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
 
 def _smallest_of(selection: Selection[Any]) -> list[Tensor]:
     scores, count, among = selection.scores, selection.count, selection.among
-    if count == 0:
-        return [torch.zeros_like(each) for each in among]
     if selection.outside:
         among = [~each for each in among]
     if any(map(is_sharded, among)):

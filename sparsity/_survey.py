@@ -11,7 +11,6 @@ from torch import Tensor
 from sparsity._bits import count as count_true
 from sparsity._errors import SparsityWarning, listed
 from sparsity._layer import Layer
-from sparsity._rewire import Choice
 from sparsity._sharded import group_of, host, local
 
 
@@ -26,12 +25,12 @@ def survey(layers: Sequence[Layer], ripe: Mapping[str, Tensor]) -> tuple[dict[st
     return active, due, not any(known[len(counted) :])
 
 
-def count(layers: Sequence[Layer], choices: Sequence[Choice]) -> tuple[dict[str, int], dict[str, int]]:
-    """Count, by path, the weights that really are dropped and grown."""
-    parts = [(local(choice.drop), local(choice.grow)) for choice in choices]
-    dropped = [count_true(drop & ~grow) for drop, grow in parts]
-    grown = [count_true(grow & ~drop) for drop, grow in parts]
-    groups, paths = [group_of(choice.drop) for choice in choices], [layer.path for layer in layers]
+def count(layers: Sequence[Layer], changes: Sequence[Tensor]) -> tuple[dict[str, int], dict[str, int]]:
+    """Count, by path, the weights that are dropped and grown where their masks change."""
+    pairs = list(zip(map(local, changes), (local(layer.mask) for layer in layers), strict=True))
+    dropped = [count_true(changed & mask) for changed, mask in pairs]
+    grown = [count_true(changed) - lost for (changed, _), lost in zip(pairs, dropped, strict=True)]
+    groups, paths = [group_of(changed) for changed in changes], [layer.path for layer in layers]
     known = host([*dropped, *grown], [*groups, *groups])
     return dict(zip(paths, known, strict=False)), dict(zip(paths, known[len(paths) :], strict=True))
 

@@ -58,14 +58,15 @@ def nan_where(active: bool) -> Callable[[Layer], Tensor]:
     return lambda layer: torch.where(layer.mask == active, torch.nan, layer.weight.abs())
 
 
-def choose_all(layers: Any, amounts: Any, drop: Any, grow: Any, regrow: bool) -> list[sparsity.Choice]:
-    return [sparsity.Choice(layer.mask, torch.zeros_like(layer.mask)) for layer in layers]
+def choose_all(layers: Any, amounts: Any, drop: Any, grow: Any, regrow: bool) -> list[Tensor]:
+    return [layer.mask for layer in layers]
 
 
 def no_schedule() -> Rule:
     return Rule(2, None, lambda step: None, sparsity.drop.magnitude, sparsity.grow.uniform)  # pyright: ignore
 
 
+FLAT = torch.ones(128, dtype=torch.bool)
 ROWS = r"expected \(16, 8\) for '0.weight', got one of shape \(16,\)"
 BAD_RULES: dict[str, tuple[Callable[[], Rule], str]] = {
     "drop is NaN": (lambda: plain(nan_where(True)), "would drop 0 and grow 28 weights instead of 28 and 28"),
@@ -86,6 +87,12 @@ BAD_RULES: dict[str, tuple[Callable[[], Rule], str]] = {
         "for the weight '2.weight', got none",
     ),
     "scope": (lambda: plain(scope=choose_all), "would drop 96 and grow 0"),
+    "scope of one layer": (
+        lambda: plain(scope=lambda *_: [FLAT]),
+        r"\(16, 8\)', 'torch.bool.*got 'torch.bool \(128,\)'",
+    ),
+    "scope of floats": (lambda: plain(scope=lambda layers, *_: [one.weight for one in layers]), r"got 'torch.float32"),
+    "scope of nothing": (lambda: plain(scope=lambda *_: None), "a bool tensor for each layer.*got 'NoneType'"),
 }
 
 

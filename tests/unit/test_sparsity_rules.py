@@ -58,10 +58,10 @@ def test_soft_magnitude_keeps_in_proportion_to_powers(temperature: float) -> Non
 def test_soft_magnitude_of_zeros() -> None:
     weight, mask = torch.tensor([0.0, 1e-30, 0.0, 1e30]), torch.ones(4, dtype=torch.bool)
     for seed in range(20):
-        [choice] = per_layer(
+        [dropped] = per_layer(
             [layer(weight, mask, None, seed=seed)], [Amount(0, -2)], drop.soft_magnitude(), drop.taylor
         )
-        assert choice.drop.tolist() == [True, False, True, False]
+        assert dropped.tolist() == [True, False, True, False]
     assert drop.soft_magnitude(0.0)(layer(weight, mask, None)).isfinite().all()
 
 
@@ -216,12 +216,10 @@ def test_dense_gradient_is_needed() -> None:
 def test_over_layers_by_hand() -> None:
     one = layer(torch.tensor([1.0, 5.0, 0.0]), torch.tensor([True, True, False]), torch.tensor([0.0, 0.0, 1.0]))
     two = layer(torch.tensor([2.0, 3.0, 0.0]), torch.tensor([True, True, False]), torch.tensor([0.0, 0.0, 9.0]))
-    choices = over_layers([one, two], [Amount(1), Amount(0)], drop.magnitude, grow.gradient)
-    assert [choice.drop.tolist() for choice in choices] == [[True, False, False], [False] * 3]
-    assert [choice.grow.tolist() for choice in choices] == [[False] * 3, [False, False, True]]
-    choices = over_layers([one, two], [Amount(0, -3), Amount(0, 1)], drop.magnitude, grow.gradient)
-    assert [choice.drop.tolist() for choice in choices] == [[True, False, False], [True, False, False]]
-    assert not any(choice.grow.any() for choice in choices)
+    changes = over_layers([one, two], [Amount(1), Amount(0)], drop.magnitude, grow.gradient)
+    assert [changed.tolist() for changed in changes] == [[True, False, False], [False, False, True]]
+    changes = over_layers([one, two], [Amount(0, -3), Amount(0, 1)], drop.magnitude, grow.gradient)
+    assert [changed.tolist() for changed in changes] == [[True, False, False], [True, False, False]]
     assert over_layers([], [], drop.magnitude, grow.gradient) == []
 
 
@@ -272,6 +270,33 @@ def test_a_layer_that_loses_all_weights_is_warned_of() -> None:
     with pytest.warns(sparsity.SparsityWarning, match=r"step 1 no weight is active in '1.weight'"):
         optimizer.step()
     assert {layer.path: layer.nonzeros for layer in masks.layers} == {"0.weight": 16, "1.weight": 0}
+
+
+def test_a_scope_may_return_the_masks_themselves() -> None:
+    net = nn.Linear(4, 4, bias=False)
+    masks = sparsity.sparsify(net, 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def all_active(layers, amounts, drop, grow, regrow):
+        return [layer.mask for layer in layers]
+
+    rule = Rule(1, None, lambda step: 0.5, drop.magnitude, grow.uniform, scope=all_active, target=lambda *_: 0)
+    sparsity.Engine(net, optimizer, rule)
+    net(torch.ones(4)).sum().backward()
+    optimizer.step()
+    with pytest.warns(sparsity.SparsityWarning, match="no weight is active"):
+        optimizer.step()
+    assert masks.nonzeros == 0
+    assert not net.weight.any()
+
+
+def test_regrown_weights_stay() -> None:
+    """Of two dropped the one of larger gradient comes back, so that one entry less changes on either side."""
+    one = layer(torch.tensor([1.0, 2.0, 3.0, 0.0, 0.0]), torch.arange(5) < 3, torch.tensor([9.0, 1.0, 0.0, 5.0, 2.0]))
+    [changed] = per_layer([one], [Amount(2)], drop.magnitude, grow.gradient, True)
+    assert changed.tolist() == [False, True, False, True, False]
+    [changed] = per_layer([one], [Amount(2)], drop.magnitude, grow.gradient)
+    assert changed.tolist() == [True, True, False, True, True]
 
 
 def test_several_callbacks() -> None:

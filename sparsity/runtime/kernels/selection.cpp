@@ -21,8 +21,9 @@ namespace {
 constexpr long BLOCK = 64;       // entries looked at together
 constexpr long PIECE = 1 << 14;  // entries that a thread takes at a time
 constexpr long SAMPLES = 1 << 14;
-constexpr long AHEAD = 16;  // samples that are fetched before they are looked at
-constexpr double DEVIATIONS = 5;  // of the sample's order statistic: a guess fails once in 10^6 times
+constexpr long AHEAD = 32, AHEAD_ENTRIES = 1 << 10;  // samples and entries that are fetched before they are looked at
+constexpr double DEVIATIONS = 4;  // of the sample's order statistic: a guess fails once in 16,000 times
+constexpr int FEW = 2;            // candidates, which a block has seldom more of
 constexpr uintptr_t SMALL_PAGE = 1 << 12, LARGE_PAGE = 1 << 21;
 constexpr int KEY_BITS = 31, DIGIT_BITS = 11;
 constexpr uint32_t BINS = 1 << DIGIT_BITS;
@@ -44,7 +45,8 @@ struct Part {
   const uint32_t *values;
   const uint8_t *mask;
   uint8_t *chosen;
-  long length, start;  // start: entries in the parts before
+  long length, start;  // start: entries in the parts of the selection before
+  long other;          // number of an earlier part that marks entries in the same bytes, or -1
 };
 
 struct Candidate {
@@ -54,12 +56,11 @@ struct Candidate {
 
 struct Piece {
   const Part *part;
-  long begin, end, below;
-  std::vector<Candidate> near;
+  long begin, end;
+  long below = 0;
+  std::vector<Candidate> near = {};
+  Piece *other = nullptr;  // a later one that marks entries in the same bytes
 };
-
-inline Selection &selection_of(Selection &self) { return self; }
-inline Selection &selection_of(Piece &piece) { return *piece.part->selection; }
 
 // The order of magnitudes, or with flip = LARGEST the reverse.
 inline uint32_t key_of(uint32_t bits, uint32_t flip) { return (bits & LARGEST) ^ flip; }
@@ -89,53 +90,82 @@ inline uint64_t bits_of(const uint8_t *bytes) {
   return bits;
 }
 
-// Whether to take each entry of a block, and whether it is from low to high.
+// Whether to take each entry of a block, and whether it is from low to high; `kept` is 1 to leave what is taken already.
 inline void compare(const uint32_t *__restrict values, const uint8_t *__restrict mask, uint8_t outside, long length,
-                    uint32_t low, uint32_t high, uint32_t flip, uint8_t *__restrict chosen, uint8_t *__restrict near) {
+                    uint32_t low, uint32_t high, uint32_t flip, uint8_t kept, uint8_t *__restrict chosen,
+                    uint8_t *__restrict near) {
   for (long j = 0; j < length; j++) {
     const uint32_t key = key_of(values[j], flip);
     const uint8_t available = mask[j] ^ outside;
-    chosen[j] = available & (uint8_t)(key < low);
+    chosen[j] = (chosen[j] & kept) | (available & (uint8_t)(key < low));
     near[j] = available & (uint8_t)(key - low <= high - low);
   }
+}
+
+// Append the entries of a block whose bits are set. Room is needed for one more than these: whether there is one more is
+// what no processor can predict, so the first ones are written without asking.
+inline Candidate *append(uint64_t bits, const uint32_t *values, uint32_t flip, uint32_t first, Candidate *end) {
+  for (int i = 0; i < FEW; i++) {
+    const uint32_t j = (uint32_t)__builtin_ctzll(bits + !bits);
+    *end = {key_of(values[j], flip), first + j};
+    end += bits != 0;
+    bits &= bits - 1;
+  }
+  for (; bits; bits &= bits - 1) {
+    const uint32_t j = (uint32_t)__builtin_ctzll(bits);
+    *end++ = {key_of(values[j], flip), first + j};
+  }
+  return end;
+}
+
+// The processor itself fetches only as far as a small page goes.
+inline void fetch_block(const uint32_t *values, const uint8_t *mask, uint8_t *chosen) {
+  for (long j = 0; j < BLOCK; j += 16) __builtin_prefetch(values + j);
+  __builtin_prefetch(mask);
+  __builtin_prefetch(chosen, 1);
 }
 
 // Take what is below low, and note what is from there to high.
 void take_below(Piece &piece) {
   const Part &part = *piece.part;
   const Selection &to = *part.selection;
-  thread_local Candidate collected[PIECE];
+  const uint8_t kept = part.other >= 0;
+  const long length = piece.end - piece.begin;
+  uint8_t *all_chosen = part.chosen + piece.begin;
+  const long before = kept ? count_true(all_chosen, length) : 0;
+  thread_local Candidate collected[PIECE + 1];
   Candidate *end = collected;
-  for (long i = piece.begin; i < piece.end; i += BLOCK) {
-    const uint32_t *values = part.values + i;
-    const uint8_t *mask = part.mask + i;
-    uint8_t *chosen = part.chosen + i;
+  for (long i = 0; i < length; i += BLOCK) {
+    const uint32_t *values = part.values + piece.begin + i;
+    const uint8_t *mask = part.mask + piece.begin + i;
+    uint8_t *chosen = all_chosen + i;
+    fetch_block(values + AHEAD_ENTRIES, mask + AHEAD_ENTRIES, chosen + AHEAD_ENTRIES);
     alignas(64) uint8_t near[BLOCK] = {};
-    const long length = piece.end - i;
-    if (length >= BLOCK) compare(values, mask, to.outside, BLOCK, to.low, to.high, to.flip, chosen, near);
-    else compare(values, mask, to.outside, length, to.low, to.high, to.flip, chosen, near);
-    for (uint64_t found = bits_of(near); found; found &= found - 1) {
-      const int j = __builtin_ctzll(found);
-      *end++ = {key_of(values[j], to.flip), (uint32_t)(i - piece.begin + j)};
-    }
+    if (length - i >= BLOCK) compare(values, mask, to.outside, BLOCK, to.low, to.high, to.flip, kept, chosen, near);
+    else compare(values, mask, to.outside, length - i, to.low, to.high, to.flip, kept, chosen, near);
+    end = append(bits_of(near), values, to.flip, (uint32_t)i, end);
   }
-  piece.near.assign(collected, end);
-  piece.below = count_true(part.chosen + piece.begin, piece.end - piece.begin);
+  if (!to.misled) piece.near.assign(collected, end);
+  piece.below = count_true(all_chosen, length) - before;
 }
 
-// Do the work for each, by several threads; where memory is short, the selection has failed.
-template <class Each, class Work>
-void for_all(Each &all, int threads, Work work) {
+// Do the work for all numbers below `all`, by several threads.
+template <class Work>
+void for_all(size_t all, int threads, Work work) {
   std::atomic<size_t> next{0};
-  run_together((int)std::max<size_t>(1, std::min<size_t>((size_t)threads, all.size())), [&](int) {
-    for (size_t i; (i = next++) < all.size();) {
-      try {
-        if (!selection_of(all[i]).failed) work(all[i]);
-      } catch (const std::bad_alloc &) {
-        selection_of(all[i]).failed = true;
-      }
-    }
+  run_together((int)std::max<size_t>(1, std::min<size_t>((size_t)threads, all)), [&](int) {
+    for (size_t i; (i = next++) < all;) work(i);
   });
+}
+
+// Do the work for a selection, unless it has failed; where memory is short, it does.
+template <class Work>
+void attempt(Selection &to, Work work) {
+  try {
+    if (!to.failed) work();
+  } catch (const std::bad_alloc &) {
+    to.failed = true;
+  }
 }
 
 // A distance between samples that shares no small factor with rows and kernels, whose entries would not all be met.
@@ -147,8 +177,8 @@ long sampling_step(long step) {
 // Two keys with the order statistic between them, very likely.
 void guess(Selection &to, const std::vector<Part> &parts) {
   const long step = sampling_step(std::max(1L, to.total / SAMPLES));
-  std::vector<uint32_t> sample;
-  sample.reserve((size_t)(to.total / step + 1));
+  std::vector<uint32_t> sample((size_t)(to.total / step + 2));
+  size_t found = 0;
   long at = 0;
   for (size_t i = to.first_part; i < to.last_part; i++) {
     const Part &part = parts[i];
@@ -156,19 +186,25 @@ void guess(Selection &to, const std::vector<Part> &parts) {
       const long place = at - part.start, ahead = std::min(place + AHEAD * step, part.length - 1);
       __builtin_prefetch(part.mask + ahead);
       __builtin_prefetch(part.values + ahead);
-      if (part.mask[place] ^ to.outside) sample.push_back(key_of(part.values[place], to.flip));
+      sample[found] = key_of(part.values[place], to.flip);
+      found += part.mask[place] ^ to.outside;
     }
   }
-  const double size = (double)sample.size(), share = (double)to.count / (double)to.total;
+  const double size = (double)found, share = (double)to.count / (double)to.total;
   const double expected = (double)to.count / (double)step, deviation = std::sqrt(expected * (1 - share));
   const double first = std::floor(expected - DEVIATIONS * deviation) - 2;
   const double last = std::ceil(expected + DEVIATIONS * deviation) + 2;
-  const auto nth = [&](double n) {
-    std::nth_element(sample.begin(), sample.begin() + (long)n, sample.end());
-    return sample[(size_t)n];
-  };
-  if (first >= 0 && first < size) to.low = nth(first);
-  if (last < size) to.high = nth(last);
+  auto end = sample.begin() + (long)found;
+  if (last < size) {
+    const auto high = sample.begin() + (long)last;
+    std::nth_element(sample.begin(), high, end);
+    to.high = *high, end = high;
+  }
+  if (first >= 0 && first < size) {
+    const auto low = sample.begin() + (long)first;
+    std::nth_element(sample.begin(), low, end);
+    to.low = *low;
+  }
 }
 
 // Of the candidates, the key of the one at place `rank` from 1; rank becomes its place among equal ones.
@@ -196,8 +232,10 @@ void take_near(const Selection &to, const std::vector<Piece> &pieces, long missi
   const uint32_t threshold = order_statistic(to, pieces, missing);
   for (size_t i = to.first_piece; i < to.last_piece; i++) {
     uint8_t *chosen = pieces[i].part->chosen + pieces[i].begin;
-    for (const Candidate &each : pieces[i].near)
-      chosen[each.place] = each.key < threshold || (each.key == threshold && missing-- > 0);
+    for (const Candidate &each : pieces[i].near) {
+      chosen[each.place] = each.key < threshold;
+      if (each.key == threshold) chosen[each.place] = missing-- > 0;
+    }
   }
 }
 
@@ -225,36 +263,54 @@ bool take_by_digits(const Selection &to, const std::vector<Part> &parts) {
     if (digit == BINS) return false;
     threshold |= digit << shift;
   }
-  for (size_t i = to.first_part; i < to.last_part; i++) memset(parts[i].chosen, 0, (size_t)parts[i].length);
   visit_all(to, parts, [&](const Part &part, long place, uint32_t key) {
     part.chosen[place] = key < threshold || (key == threshold && missing-- > 0);
   });
   return true;
 }
 
-void select(std::vector<Selection> &selections, const std::vector<Part> &parts, int threads) {
+// All pieces in the order of parts, each with the later one that marks entries in the same bytes.
+std::vector<Piece> pieces_of(std::vector<Selection> &selections, const std::vector<Part> &parts) {
   std::vector<Piece> pieces;
+  std::vector<size_t> first;
   for (const Part &part : parts) {
+    first.push_back(pieces.size());
     for (long begin = 0; begin < part.length; begin += PIECE)
-      pieces.push_back({&part, begin, std::min(part.length, begin + PIECE), 0, {}});
+      pieces.push_back({&part, begin, std::min(part.length, begin + PIECE)});
     part.selection->last_piece = pieces.size();
   }
   for (size_t i = 1; i < selections.size(); i++) selections[i].first_piece = selections[i - 1].last_piece;
-  for_all(selections, threads, [&](Selection &each) { guess(each, parts); });
-  for_all(pieces, threads, [](Piece &piece) {
-    Selection &to = *piece.part->selection;
-    if (to.misled) return;
-    take_below(piece);
-    if ((to.near += (long)piece.near.size()) > to.total / 4) to.misled = true;
-  });
-  for_all(selections, threads, [&](Selection &each) {
-    long missing = each.count;
-    for (size_t i = each.first_piece; i < each.last_piece; i++) missing -= pieces[i].below;
-    if (each.misled || missing < 0 || missing > each.near) {
-      if (!take_by_digits(each, parts)) each.failed = true;
-    } else if (missing) {
-      take_near(each, pieces, missing);
+  first.push_back(pieces.size());
+  for (size_t i = 0; i < parts.size(); i++)
+    for (size_t j = first[i]; parts[i].other >= 0 && j < first[i + 1]; j++)
+      pieces[first[(size_t)parts[i].other] + j - first[i]].other = &pieces[j];
+  return pieces;
+}
+
+void select(std::vector<Selection> &selections, const std::vector<Part> &parts, int threads) {
+  std::vector<Piece> pieces = pieces_of(selections, parts);
+  for_all(selections.size(), threads, [&](size_t i) { attempt(selections[i], [&] { guess(selections[i], parts); }); });
+  for_all(pieces.size(), threads, [&](size_t i) {
+    if (pieces[i].part->other >= 0) return;
+    for (Piece *piece = &pieces[i]; piece; piece = piece->other) {
+      Selection &to = *piece->part->selection;
+      attempt(to, [&] {
+        take_below(*piece);
+        if ((to.near += (long)piece->near.size()) > to.total / 4) to.misled = true;
+      });
     }
+  });
+  for_all(selections.size(), threads, [&](size_t i) {
+    Selection &each = selections[i];
+    attempt(each, [&] {
+      long missing = each.count;
+      for (size_t j = each.first_piece; j < each.last_piece; j++) missing -= pieces[j].below;
+      if (each.misled || missing < 0 || missing > each.near) {
+        if (!take_by_digits(each, parts)) each.failed = true;
+      } else if (missing) {
+        take_near(each, pieces, missing);
+      }
+    });
   });
 }
 
@@ -284,8 +340,10 @@ void selection_use_openmp(void *parallel, void *num_threads, void *thread_num) {
 
 // For each selection, mark in `chosen` the `counts` entries of smallest (or largest) magnitude where the mask is 1 (or,
 // outside, 0), in all of its `parts` together; of equal ones those of earlier parts, in them the first. `values`, `masks`,
-// `chosen` and `lengths` are those of all parts, one selection's after another's; `chosen` lies in new `memory`. `failed`
-// gets 0, or 1 for a selection that was not made: there are not enough entries, or memory was short.
+// `chosen` and `lengths` are those of all parts, one selection's after another's; `chosen` lies in new `memory`. Two parts
+// of different selections may have the same `chosen`, if they have the same mask and one is of a selection outside.
+// `failed` gets 0, or 1 for a selection that was not made, as there are not enough entries or memory was short; what has
+// the same `chosen` is not made then either.
 void selection_run(int selections, const int *parts, const long *counts, const int *outside, const int *largest,
                    const float *const *values, const uint8_t *const *masks, uint8_t *const *chosen, const long *lengths,
                    uint8_t *memory, long bytes, int *failed, int threads) {
@@ -300,7 +358,9 @@ void selection_run(int selections, const int *parts, const long *counts, const i
       each.first_part = part;
       for (; part < each.first_part + (size_t)parts[i]; part++) {
         const uint32_t *bits = reinterpret_cast<const uint32_t *>(values[part]);
-        of_all.push_back({&each, bits, masks[part], chosen[part], lengths[part], each.total});
+        const long other = std::find(chosen, chosen + part, chosen[part]) - chosen;
+        of_all.push_back(
+            {&each, bits, masks[part], chosen[part], lengths[part], each.total, other < (long)part ? other : -1});
         each.total += lengths[part];
       }
       each.last_part = part;
