@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -28,10 +29,17 @@ class Collection:
         self._weights = weights
         self._group = group
         self._collectors: dict[str, DenseGradient | ShardedGradient] = {}
+        self._used: dict[str, tuple[ReferenceType[Tensor], int]] = {}
 
-    def open(self) -> None:
-        """Start anew."""
+    def open(self, *, stepped: bool = False) -> None:
+        """Start anew; ``stepped`` tells that the optimizer has just used the gradients that there are."""
         self.close()
+        if stepped:
+            self._used = {
+                path: (ref(gradient), local(gradient)._version)
+                for path, weight in self._weights.items()
+                if (gradient := weight.parameter.grad) is not None
+            }
         for path, weight in self._weights.items():
             self._collectors[path] = _collector(weight)
 
@@ -53,7 +61,7 @@ class Collection:
         device = next(iter(self._weights.values())).holder.mask.device
         if size_of(self._group) > 1:
             collected = in_any(collected, self._group, device)
-        present = {p: has_gradient(w) and (collected[p] or _is_nonzero(w)) for p, w in self._weights.items()}
+        present = {path: self._has_new(path, collected[path]) for path in self._weights}
         if size_of(self._group) > 1:
             check_agreed(present, self._group, device)
             for path, weight in self._weights.items():
@@ -72,6 +80,19 @@ class Collection:
             )
         return {path: gradients[path] for path, has in present.items() if has}
 
+    def _has_new(self, path: str, collected: bool) -> bool:
+        weight = self._weights[path]
+        gradient = weight.parameter.grad
+        if not has_gradient(weight) or gradient is None:
+            return False
+        if collected:
+            return True
+        # Zeros that nobody collected are what zero_grad(set_to_none=False) leaves of a weight that is not used. What
+        # the last step used is no gradient of this one: Lightning's weight averaging ends in a step without a new one.
+        zero = not host([local(gradient).any()], [group_of(gradient)])[0]
+        used, version = self._used.get(path, (None, 0))
+        return not zero and (used is None or used() is not gradient or local(gradient)._version != version)
+
     def state(self) -> dict[str, Tensor]:
         """Return what has been collected so far, to go on in the middle of an accumulation."""
         return {p: each.total.clone() for p, each in self._collectors.items() if each.total is not None}
@@ -86,12 +107,6 @@ class Collection:
 def has_gradient(weight: MaskedWeight) -> bool:
     """Tell whether a weight is trained and has a gradient."""
     return weight.parameter.requires_grad and weight.parameter.grad is not None
-
-
-def _is_nonzero(weight: MaskedWeight) -> bool:
-    # Zeros that nobody collected are what zero_grad(set_to_none=False) leaves of a weight that is not used.
-    gradient = weight.parameter.grad
-    return gradient is not None and bool(host([local(gradient).any()], [group_of(gradient)])[0])
 
 
 def _collector(weight: MaskedWeight) -> DenseGradient | ShardedGradient:

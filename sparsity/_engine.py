@@ -257,15 +257,15 @@ class Engine:
         if self._rehearses:
             return
         self._steps.add(optimizer)
-        self._collect_if_due()
+        self._collect_if_due(stepped=True)
 
     def _works_at(self, rule: Rule) -> bool:
         return rule.observe is not None or self._missed or self._steps.satisfies(rule.due)
 
-    def _collect_if_due(self) -> None:
+    def _collect_if_due(self, *, stepped: bool = False) -> None:
         self._collection.close()
         if self.rule is not None and self.rule.dense and self._works_at(self.rule):
-            self._collection.open()
+            self._collection.open(stepped=stepped)
 
     def _work(self, optimizer: Optimizer, rule: Rule) -> None:
         try:
@@ -302,7 +302,7 @@ class Engine:
         idle = set(self.masks) - {layer.path for layer in layers}
         if idle:
             unmoved = listed(path for path in self.masks if path in idle)
-            text = f"No gradient in the step of an update, so these keep their masks: {unmoved}."
+            text = f"No new gradient in the step of an update, so these keep their masks: {unmoved}."
             warnings.warn(NoEffectWarning(text), stacklevel=3)
         ripe = {layer.path: checked(rule.ripe(layer), layer) for layer in layers} if rule.ripe is not None else {}
         active, due, finite = survey(layers, ripe)

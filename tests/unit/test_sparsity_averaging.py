@@ -15,7 +15,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from timm.utils import ModelEmaV2, ModelEmaV3  # pyright: ignore
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
@@ -390,4 +390,42 @@ def test_lightning(buffers: bool) -> None:
     masks = sparsity.masks_of(module)
     assert module.seen >= 16
     assert any(not torch.equal(first[path], mask) for path, mask in masks.items())
+    assert all(not weight.parameter[~masks[path]].any() for path, weight in masks.weights.items())
+
+
+class Averaged(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        sparsity.sparsify(self.net, 0.6)
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-2)
+        self.engine = sparsity.rigl(self.net, optimizer, every=2, until=None)
+        return optimizer
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The '.*_dataloader' does not have many workers",
+    r"ignore:.isinstance\(treespec, LeafSpec\). is deprecated",  # how Lightning uses torch
+    "ignore:Swapping scheduler",
+)
+def test_lightnings_own_averaging() -> None:
+    """It ends in an epoch of forward passes alone, and in one step with the gradients of the last."""
+    module, (x, y) = Averaged(), batch(0)
+    loader = DataLoader(TensorDataset(x[:4], y[:4]), 1)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    average = StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=2)
+    trainer = lightning.Trainer(
+        max_epochs=4, accelerator="cpu", devices=1, callbacks=[average], enable_checkpointing=False, **quiet
+    )
+    with pytest.warns(sparsity.NoEffectWarning, match="No new gradient"):
+        trainer.fit(module, loader)
+    assert module.engine.step == 17
+    masks = sparsity.masks_of(module)
+    module.net(x)
     assert all(not weight.parameter[~masks[path]].any() for path, weight in masks.weights.items())

@@ -116,6 +116,29 @@ def test_a_bad_rule_is_told_before_anything_changes(name: str) -> None:
     assert engine.last is None
 
 
+def test_a_step_that_repeats_gradients() -> None:
+    """What it adds to the gradients of the zeros is unknown, so an update waits for the next time that it is due."""
+    net = network()
+    optimizer = momentum(net)
+    engine = sparsity.rigl(net, optimizer, every=2)
+    train(net, optimizer, 2)
+    before = {path: mask.clone() for path, mask in engine.masks.items()}
+    with pytest.warns(sparsity.NoEffectWarning, match="No new gradient in the step of an update.*'0.weight'"):
+        optimizer.step()
+    assert all(torch.equal(before[path], mask) for path, mask in engine.masks.items())
+    train(net, optimizer, 2, first=3)
+    assert engine.last is not None
+    assert engine.last.step == 4
+    assert not any(torch.equal(before[path], mask) for path, mask in engine.masks.items())
+    # Gradients that somebody else has made are told of.
+    train(net, optimizer, 1, first=5)
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        parameter.grad.add_(1.0)
+    with pytest.raises(EngineError, match=r"'0\.weight' has a gradient at step 6, but not from a backward pass"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_callback_that_fails_once(dense: bool) -> None:
     """The update is made, once, and training goes on as if nothing had been."""
