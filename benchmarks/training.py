@@ -5,10 +5,10 @@ fetch a number for each), and over reading weights and gradients once, the least
 how much longer an optimizer step with an update takes: choice, checks, counts, zeroing weights, gradients and states.
 soft: drawing what soft magnitude drops from a tensor of 24.6M weights.
 step: a training step of a masked net over one of the same net without masks, WRN28-10 with three heads at batch 128 on
-8 x 8 and 16 x 16 pixels and a Llama of 38M at batch 8 x 256: with AdamW as it is, with the fused one on both sides,
-with states of active weights only, and compiled with the fused one. With each the pages of new memory, which the system
-clears first: how many there are depends on what the allocator gave back before. With MALLOC_TRIM_THRESHOLD_=17179869184
-MALLOC_MMAP_THRESHOLD_=4294967296 in the environment glibc keeps them all.
+8 x 8, 16 x 16 and 32 x 32 pixels (as of CIFAR) and a Llama of 38M at batch 8 x 256: with AdamW as it is, with the fused
+one on both sides, with states of active weights only, and compiled with the fused one. With each the pages of new
+memory, which the system clears first: how many there are depends on what the allocator gave back before. With
+MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_MMAP_THRESHOLD_=4294967296 in the environment glibc keeps them all.
 root: the square root of a tensor with zeros over one without, which AdamW takes.
 memory: peak resident memory of a process that makes three such steps, over that without masks.
 Rivals are interleaved and medians taken; memory is measured in processes of their own. All on the CPU.
@@ -69,6 +69,7 @@ def llama() -> tuple[nn.Module, Callable[[], tuple[Any, Tensor]]]:
 MODELS = {
     "WRN28-10 M=3, 8 x 8 pixels": wide_resnet,
     "WRN28-10 M=3, 16 x 16 pixels": functools.partial(wide_resnet, 16),
+    "WRN28-10 M=3, 32 x 32 pixels": functools.partial(wide_resnet, 32),
     "Llama 38M M=3": llama,
 }
 

@@ -75,8 +75,9 @@ class Collection:
         if missing is not None:
             raise EngineError(
                 f"{missing!r} has a gradient at step {step}, but not from a backward pass through the masked "
-                "model since the last step, so the gradients of its zeros are unknown. Attach the engine, move the "
-                "model and load checkpoints between two steps, before the forward pass."
+                "model since the last step, so the gradients of its zeros are unknown. Attach the engine and load "
+                "checkpoints between two steps, before the forward pass; call optimizer.step() after the backward "
+                "pass and not in a hook of it; and fold the model only after training."
             )
         return {path: gradients[path] for path, has in present.items() if has}
 

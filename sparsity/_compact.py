@@ -20,7 +20,7 @@ from sparsity._closure import closure_in, with_closure
 from sparsity._elementwise import check_elementwise
 from sparsity._errors import EngineError, listed
 from sparsity._masks import Mask, MaskedWeight
-from sparsity._optimizer_state import COMPACT, state_of
+from sparsity._optimizer_state import COMPACT, keeper_of, state_of
 from sparsity._sharded import is_sharded
 from sparsity._stand_in import StandIn, stand_in
 
@@ -202,6 +202,11 @@ def states_of(optimizer: Optimizer, weights: Mapping[str, MaskedWeight], compact
         states = PlainStates()
         states.settle(optimizer)
         return states
+    if keeper_of(optimizer) is not optimizer:
+        raise EngineError(
+            f"compact_state is not for {type(optimizer).__name__}, which spreads the states over the processes "
+            "already. Leave it out."
+        )
     sharded = [path for path, weight in weights.items() if is_sharded(weight.parameter)]
     if sharded:
         raise EngineError(

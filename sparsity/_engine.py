@@ -24,7 +24,6 @@ from sparsity._initial import check_finite, start_values
 from sparsity._layer import Layer
 from sparsity._nested import is_nested
 from sparsity._optimizer_state import clear, forget_curvature, state_of, warn_of_unclear
-from sparsity._pointwise import checked
 from sparsity._rehearsal import is_rehearsal
 from sparsity._report import Rewiring
 from sparsity._rewire import check_amounts, check_changes
@@ -304,7 +303,7 @@ class Engine:
             unmoved = listed(path for path in self.masks if path in idle)
             text = f"No new gradient in the step of an update, so these keep their masks: {unmoved}."
             warnings.warn(NoEffectWarning(text), stacklevel=3)
-        ripe = {layer.path: checked(rule.ripe(layer), layer) for layer in layers} if rule.ripe is not None else {}
+        ripe = {layer.path: rule.ripe_of(layer) for layer in layers} if rule.ripe is not None else {}
         active, due, finite = survey(layers, ripe)
         if not finite:
             self.skipped += 1

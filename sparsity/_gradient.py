@@ -62,6 +62,14 @@ class DenseGradient:
         # without waiting for it.
         self._was_reset = None if grad is None or _version(grad) == self._accumulated else ~grad.any()
 
+    def move(self, mask: Tensor) -> None:
+        """Go on with a mask that has other memory now, as a model's tensors have that were moved."""
+        if _open.get(self._key) is self:
+            del _open[self._key]
+        self._mask, self._key = mask, _key(mask)
+        self.total = None if self.total is None else self.total.to(mask.device)
+        _open[self._key] = self
+
     def close(self) -> None:
         """Stop collecting and free the memory."""
         self.total = self._arrived = None
@@ -82,6 +90,11 @@ class DenseGradient:
                 self.total.masked_fill_(self._was_reset, 0)
             self.total.add_(self._arrived)
         self._arrived = None
+
+
+def collector_of(mask: Tensor) -> DenseGradient | None:
+    """Return what collects the gradient that ``mask`` is about to mask, if something does."""
+    return _open.get(_key(mask)) if _open else None
 
 
 def _watch(weight: nn.Parameter, count: weakref.WeakMethod[Any], owner: DenseGradient) -> Callable[[], Any]:
@@ -124,7 +137,7 @@ def _masked(gradient: Tensor, mask: Tensor, own: bool) -> Tensor:
 
 
 def _collect(gradient: Tensor, mask: Tensor) -> None:
-    collector = _open.get(_key(mask)) if _open else None
+    collector = collector_of(mask)
     if collector is not None:
         collector.add(gradient)
 

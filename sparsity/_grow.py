@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ class Smoothed:
     name = "smoothed gradient"
 
     def __init__(self, decay: float) -> None:
-        if not 0 <= decay < 1:
+        if isinstance(decay, bool) or not isinstance(decay, numbers.Real) or not 0 <= decay < 1:
             raise EngineError(f"decay is in [0, 1), got {decay!r}.")
         self.decay = decay
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
+from typing_extensions import Self
 
 from sparsity._bits import keep
 from sparsity._errors import near_matches
-from sparsity._gradient import PassMasked
+from sparsity._gradient import PassMasked, collector_of
 from sparsity._report import LayerDensity, masks_html, masks_text
 from sparsity._select import SKIPPED, join, maskable
 from sparsity._sharded import aligned, group_of, host, local
@@ -70,6 +71,14 @@ class Mask(nn.Module):
         """Set the masked entries of ``weight`` to zero, in place."""
         keep(local(weight), local(aligned(self.mask, weight)))
         zeroed(weight, self.mask)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # How torch moves and converts tensors. An engine may be collecting gradients by the mask's memory.
+        collector = collector_of(self.mask)
+        moved = super()._apply(fn, recurse)
+        if collector is not None:
+            collector.move(self.mask)
+        return moved
 
     def extra_repr(self) -> str:
         """Return the shape, and the structure if there is one, for ``print(model)``."""

@@ -40,8 +40,9 @@ def clear(optimizer: Optimizer, parameter: Tensor, places: Tensor) -> None:
 
 def first_value(optimizer: Optimizer, parameter: Tensor, name: str) -> float:
     """Return what the state ``name`` of single weights of ``parameter`` is at first."""
-    initial = _INITIAL.get((type(optimizer).__name__, name))
-    return 0.0 if initial is None else float(initial(_group_of(optimizer, parameter)))
+    keeper = keeper_of(optimizer)
+    initial = _INITIAL.get((type(keeper).__name__, name))
+    return 0.0 if initial is None else float(initial(_group_of(keeper, parameter)))
 
 
 def forget_curvature(optimizer: Optimizer) -> None:
@@ -86,7 +87,13 @@ def warn_of_unclear(path: str, parameter: Tensor, state: Mapping[str, Any], opti
 
 def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
     """Return what ``optimizer`` remembers of ``parameter``, without making an entry for it."""
-    return optimizer.state.get(parameter, {})
+    return keeper_of(optimizer).state.get(parameter, {})
+
+
+def keeper_of(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer that keeps the states: in a ZeroRedundancyOptimizer, one of this process's share."""
+    inside = getattr(optimizer, "optim", None)
+    return inside if isinstance(inside, Optimizer) else optimizer
 
 
 def _group_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ from sparsity._selectors import Selectors
 from sparsity._sharding import shard_masks
 from sparsity._sparsify import Draw, fold, masked, sparsify
 from sparsity._structure import Geometry, Structure
-from sparsity._survey import survey, warn_of_empty
+from sparsity._survey import count, survey, warn_of_empty
 
 _ON_META = "The weights are on the meta device, without values to compare. Load them first."
 
@@ -263,7 +263,14 @@ def _dropped(layers: list[Layer], final: Mapping[str, int], score: Score, scope:
     if not finite:
         raise MaskError("A weight or gradient is not finite, so that the smallest can't be told.")
     amounts = [Amount(0, final[layer.path] - active[layer.path]) for layer in layers]
-    return scope(layers, amounts, score, score, False)
+    changes = scope(layers, amounts, score, score, False)
+    dropped, wanted = sum(count(layers, changes)[0].values()), -sum(amount.change for amount in amounts)
+    if dropped != wanted:
+        raise MaskError(
+            f"Pruning would drop {dropped} weights instead of {wanted}, so nothing was changed. A score must not be "
+            "NaN where a weight is active (0 / 0 or the logarithm of a negative number, for example)."
+        )
+    return changes
 
 
 def _scope(allocation: Allocation | None) -> Scope:

@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from sparsity._errors import EngineError, NoEffectWarning
 from sparsity._initial import Initial
 from sparsity._layer import Layer, Score
+from sparsity._pointwise import checked
 from sparsity._rewire import Amount, Scope, per_layer
 from sparsity._schedule import Schedule, is_due
+from sparsity._sharded import aligned
 
 Target = Callable[[int, str], int]
 
@@ -114,6 +117,19 @@ class Rule:
                 f"The fraction to replace is in [0, 1], but the schedule gave {fraction!r} at step {step}."
             )
         return float(fraction)
+
+    def ripe_of(self, layer: Layer) -> Tensor:
+        """Return which active weights of a layer have to be replaced, as a bool tensor; none if the rule doesn't tell.
+
+        Raises:
+            EngineError: ``ripe`` returned something else than a bool tensor of the weight's shape.
+        """
+        if self.ripe is None:
+            return torch.zeros_like(layer.mask)
+        told = checked(self.ripe(layer), layer)
+        if told.dtype != torch.bool:
+            raise EngineError(f"ripe tells by a bool tensor what to replace, got {told.dtype} for {layer.path!r}.")
+        return aligned(told, layer.mask) & layer.mask
 
     def amount(self, step: int, path: str, active: int, total: int, ripe: int | None = None) -> Amount:
         """Return how many weights of a layer to replace, and to drop or grow besides, at ``step``.

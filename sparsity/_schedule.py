@@ -24,7 +24,12 @@ def cosine(fraction: float, until: int, floor: float = 0.0) -> Schedule:
     Example:
         >>> [round(cosine(0.3, until=100)(step), 3) for step in (0, 50, 100)]
         [0.3, 0.15, 0.0]
+
+    Raises:
+        EngineError: ``until`` is not a positive number of steps.
     """
+    if isinstance(until, bool) or not isinstance(until, numbers.Real) or until <= 0:
+        raise EngineError(f"until is a positive number of optimizer steps, got {until!r}.")
     return lambda step: floor + (fraction - floor) / 2 * (1 + math.cos(math.pi * min(step / until, 1)))
 
 

@@ -6,7 +6,8 @@ many of their entries have each value of the next digit. Only these counts trave
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,19 +26,22 @@ def smallest_of(scores: Sequence[Tensor], count: int, among: Sequence[Tensor]) -
     them the first in row-major order. To be called in all processes.
 
     Args:
-        scores: Not NaN where ``among`` is True; of one dtype. Sharded as ``among``, or plain and the same everywhere.
+        scores: Not NaN where ``among`` is True. Sharded as ``among``, or plain and the same everywhere.
         count: At most the number of True in all of ``among``.
         among: Bool tensors of the same shapes, sharded by rows, or plain and the same everywhere.
     """
     groups = [group_of(each) for each in among]
-    scores = [_floats(aligned(score, each)) for score, each in zip(scores, among, strict=True)]
+    scores = [local(aligned(score, each)).reshape(-1) for score, each in zip(scores, among, strict=True)]
+    dtype = common_dtype([score.dtype for score in scores])
+    dtype = dtype if dtype in _INTEGER else torch.float32
+    scores = [score.to(dtype) for score in scores]
     # Computed on one device; the choice goes back to where each tensor lies.
     device = scores[0].device
     scores = [score.to(device) for score in scores]
     places = [local(each).reshape(-1).to(device) for each in among]
     keys = [_keys(score[each]) for score, each in zip(scores, places, strict=True)]
     threshold, missing, ties = _order_statistic(keys, count, groups)
-    value = _keys_back(threshold, scores[0].dtype)
+    value = _keys_back(threshold, dtype)
     chosen = []
     for score, each, own, take in zip(scores, places, ties.tolist(), _takes(ties, missing, groups), strict=True):
         one = ((score <= value) if take else (score < value)).logical_and_(each)
@@ -48,9 +52,10 @@ def smallest_of(scores: Sequence[Tensor], count: int, among: Sequence[Tensor]) -
     return [joined(one.to(each.device).view(local(each).shape), each) for one, each in zip(chosen, among, strict=True)]
 
 
-def _floats(score: Tensor) -> Tensor:
-    part = local(score).reshape(-1)
-    return part if part.dtype in _INTEGER else part.float()
+def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the floating-point dtype in which scores of these dtypes can be compared."""
+    floats = (dtype if dtype.is_floating_point else torch.float32 for dtype in dtypes)
+    return functools.reduce(torch.promote_types, floats)
 
 
 def _keys(floats: Tensor) -> Tensor:

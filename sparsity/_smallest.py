@@ -49,7 +49,7 @@ def smallest_of(
     """Do as `smallest` with several tensors as if they were one; of equal scores those of earlier tensors are taken.
 
     Args:
-        scores: Not NaN where ``among`` is True; of one dtype.
+        scores: Not NaN where ``among`` is True.
         count: At most the number of True in all of ``among``.
         among: Bool tensors of the same shapes.
         outside: Choose where ``among`` is False instead.
@@ -104,16 +104,17 @@ def _smallest_of(selection: Selection[Any]) -> list[Tensor]:
     if selection.outside:
         among = [~each for each in among]
     if any(map(is_sharded, among)):
-        return _sharded_smallest.smallest_of([_computed(each) for each in scores], count, among)
+        computed = [_computed(score, each) for score, each in zip(scores, among, strict=True)]
+        return _sharded_smallest.smallest_of(computed, count, among)
     # Row-major views; those that are laid out otherwise are copied.
     places = [each.reshape(-1) for each in among]
     devices = {each.device for each in scores if isinstance(each, Tensor)} | {each.device for each in among}
     if len(devices) > 1:
         device = among[0].device
-        moved = [_computed(each).to(device) for each in scores]
+        moved = [_computed(score, each).to(device) for score, each in zip(scores, among, strict=True)]
         chosen = smallest_of(moved, count, [each.to(device) for each in places])
         return _shaped([one.to(each.device) for one, each in zip(chosen, among, strict=True)], among)
-    reads = [_reader(each) for each in scores]
+    reads = _readers(scores)
     bracket = _bracket(reads, count, places) if among[0].device.type == "cpu" else None
     chosen = _between(reads, count, places, *bracket) if bracket is not None else None
     if chosen is None:
@@ -121,18 +122,19 @@ def _smallest_of(selection: Selection[Any]) -> list[Tensor]:
     return _shaped(chosen, among)
 
 
-def _computed(score: Scores) -> Tensor:
-    return score if isinstance(score, Tensor) else score(slice(None))
+def _computed(score: Scores, like: Tensor) -> Tensor:
+    return score if isinstance(score, Tensor) else score(slice(None)).view(like.shape)
 
 
-def _reader(score: Scores) -> Read:
-    read = score.reshape(-1).__getitem__ if isinstance(score, Tensor) else score
+def _readers(scores: Sequence[Scores]) -> list[Read]:
+    """Return what reads the scores as floats of one dtype, to which each of theirs is converted without loss."""
+    reads = [score.reshape(-1).__getitem__ if isinstance(score, Tensor) else score for score in scores]
+    dtype = _sharded_smallest.common_dtype([read(slice(0, 0)).dtype for read in reads])
 
-    def floats(part: slice) -> Tensor:
-        values = read(part)
-        return values if values.is_floating_point() else values.float()
+    def reader(read: Read) -> Read:
+        return lambda part: read(part).to(dtype)
 
-    return floats
+    return [reader(read) for read in reads]
 
 
 def _whole(flat: list[Tensor], count: int, among: list[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsity
@@ -67,6 +68,53 @@ def train(rank: int, ranks: int, method: str, micro: int = 1, start: Any = None,
     return masks, weights, [each.state_dict() for each in (net, optimizer, engine)]
 
 
+def spread(rank: int, ranks: int) -> Any:
+    """Masks and weights with optimizer states that are spread over the processes, and whether they are zero there."""
+    net = network()
+    masks = sparsity.sparsify(net, 0.6)
+    settings: dict[str, Any] = {"lr": 0.01}
+    if ranks > 1:
+        optimizer: Any = ZeroRedundancyOptimizer(net.parameters(), torch.optim.AdamW, **settings)
+    else:
+        optimizer = torch.optim.AdamW(net.parameters(), **settings)
+    model: Any = DistributedDataParallel(net) if ranks > 1 else net
+    engine = METHODS["rigl"](model, optimizer)
+    for step in range(STEPS):
+        x, y = (share(each, rank, ranks) for each in batch(step))
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    states = optimizer.optim.state if ranks > 1 else optimizer.state
+    owned = [(weight, masks[path]) for path, weight in masks.weights.items() if weight.parameter in states]
+    zero = all(not states[weight.parameter]["exp_avg_sq"][~mask].any() for weight, mask in owned)
+    refused = ""
+    if ranks > 1:
+        engine.detach()
+        try:
+            sparsity.rigl(model, optimizer, every=2, compact_state=True)
+        except EngineError as error:
+            refused = str(error)
+    weights = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    return dict(masks), weights, (len(owned), zero, refused)
+
+
+def averaged(rank: int) -> Any:
+    """Masks and weights of processes that average their weights after each step instead of their gradients."""
+    from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+
+    net = network()
+    masks = sparsity.sparsify(net, 0.6)
+    inside = torch.optim.SGD(net.parameters(), lr=0.01)
+    optimizer = PostLocalSGDOptimizer(inside, PeriodicModelAverager(period=1, warmup_steps=0))
+    METHODS["rigl"](net, optimizer)
+    for step in range(STEPS):
+        x, y = (share(each, rank, 2) for each in batch(step))
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return dict(masks), {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+
+
 def assert_same_masks(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert list(one) == list(other)
     for path in one:
@@ -84,6 +132,8 @@ def everything(rank: int, states: Any) -> dict[str, Any]:
         "unsynchronised": route(rank, parallel=False),
         **{when: differ(rank, when) for when in ("start", "update", "edit")},
         "alone": alone(rank),
+        "spread": spread(rank, 2),
+        "averaged": averaged(rank),
     }
 
 
@@ -107,6 +157,30 @@ def assert_like_one_process(results: list[Any], method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_are_those_of_one_process(method: str, pair: list[dict[str, Any]]) -> None:
     assert_like_one_process([results[method] for results in pair], method)
+
+
+def test_states_that_are_spread_over_processes(pair: list[dict[str, Any]]) -> None:
+    expected, weights, (number, zero, _) = spread(0, 1)
+    assert (number, zero) == (3, True)
+    for results in pair:
+        masks, values, (_, zero, refused) = results["spread"]
+        assert zero
+        assert refused.startswith("compact_state is not for ZeroRedundancyOptimizer")
+        assert_same_masks(masks, expected)
+        for name, value in values.items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-9, atol=1e-11)
+    assert sum(results["spread"][2][0] for results in pair) == 3
+
+
+def test_weights_that_are_averaged_over_processes(pair: list[dict[str, Any]]) -> None:
+    """After one step of plain SGD from the same weights that is the same as averaging gradients."""
+    (masks, weights), (others, values) = (results["averaged"] for results in pair)
+    assert_same_masks(masks, others)
+    for path, mask in masks.items():
+        module, name = path.rsplit(".", 1)
+        found = values[f"{module}.parametrizations.{name}.original"]
+        assert torch.equal(found, weights[f"{module}.parametrizations.{name}.original"])
+        assert not found[~mask].any()
 
 
 @pytest.mark.slow

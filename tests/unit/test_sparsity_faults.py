@@ -75,6 +75,7 @@ BAD_RULES: dict[str, tuple[Callable[[], Rule], str]] = {
     "rows": (lambda: plain(grow=lambda layer: layer.weight.mean(1)), ROWS),
     "a number": (lambda: plain(lambda layer: 1.0), "for '0.weight', got float"),
     "complex": (lambda: plain(lambda layer: layer.weight.cfloat()), "complex64"),
+    "ripe is a number": (lambda: plain(ripe=lambda layer: layer.weight), "got torch.float32 for '0.weight'"),
     "ripe of rows": (lambda: plain(ripe=lambda layer: layer.mask.any(1)), ROWS),
     "no schedule": (no_schedule, "gave None"),
     "initial of rows": (lambda: plain(initial=lambda layer: layer.weight.mean(1)), ROWS),
@@ -114,6 +115,32 @@ def test_a_bad_rule_is_told_before_anything_changes(name: str) -> None:
             assert torch.equal(state["momentum_buffer"], states["state"][number]["momentum_buffer"])
     assert engine.step == 2
     assert engine.last is None
+
+
+@pytest.mark.parametrize("move", [lambda net: net.to(memory_format=torch.channels_last), nn.Module.share_memory])
+@pytest.mark.parametrize("micro", [0, 1])
+def test_a_model_that_is_moved_before_an_update(move: Any, micro: int) -> None:
+    """Its tensors, masks too, lie elsewhere then, before the backward pass or in the middle of an accumulation."""
+
+    def trained(moved: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Tanh(), nn.Conv2d(6, 4, 3))
+        masks = sparsity.sparsify(net, 0.5)
+        optimizer = torch.optim.SGD(net.double().parameters(), lr=0.1)
+        engine = sparsity.rigl(net, optimizer, every=2)
+        for step in range(4):
+            for number in range(2):
+                if moved and (step, number) == (2, micro):
+                    move(net)
+                x = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(2 * step + number)).double()
+                net(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert engine.last is not None
+        assert engine.last.step == 2
+        return {path: mask.clone() for path, mask in masks.items()}
+
+    assert_same(trained(True), trained(False))
 
 
 def test_a_step_that_repeats_gradients() -> None:

@@ -292,7 +292,10 @@ def scaled(rank: int) -> tuple[int, int, bool]:
 
 
 def selected(rank: int) -> list[str]:
-    """Where the selection over processes differs from that of one process: many ties, infinities, signs of zero."""
+    """Where the selection over processes differs from that of one process: many ties, infinities, signs of zero.
+
+    Also of scores of several dtypes, and of some that are computed on demand.
+    """
     from torch.distributed.tensor import Shard, distribute_tensor
 
     generator, wrong, over = torch.Generator().manual_seed(1), [], mesh()
@@ -309,11 +312,16 @@ def selected(rank: int) -> list[str]:
         scores = [each.to(dtype) for each in values]
         if trial % 7 == 2:
             scores = [torch.where(some, each.float(), math.nan) for some, each in zip(among, scores, strict=True)]
+        if trial % 7 == 3:
+            kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16][: len(values)]
+            scores = [each.to(kind) for each, kind in zip(values, kinds, strict=True)]
         # The third is not sharded, and some scores are whole.
         mine = [distribute_tensor(each, over, [Shard(0)]) if i != 2 else each for i, each in enumerate(among)]
-        given = [
+        given: list[Any] = [
             distribute_tensor(each, over, [Shard(0)]) if i != 2 and trial % 3 else each for i, each in enumerate(scores)
         ]
+        if len(scores) > 2 and trial % 2:
+            given[2] = scores[2].view(-1).__getitem__
         available = sum(int(each.sum()) for each in among)
         for count in {0, 1, available // 2, available - 1, available}:
             expected, found = smallest_of(scores, count, among), smallest_of(given, count, mine)

@@ -205,3 +205,22 @@ def test_gradual_that_cannot_be() -> None:
         sparsity.gradual(net, optimizer, 0.2, begin=0, until=9, every=3)
     with pytest.raises(EngineError, match="has no masks"):
         sparsity.gradual(nn.Linear(2, 2), optimizer, 0.8, begin=0, until=9, every=3)
+
+
+def test_dtypes_are_compared_exactly() -> None:
+    """1.005 is the smallest; rounded to bfloat16 it would be as large as 1.0078125."""
+    net = nn.ModuleList([nn.Linear(2, 1, bias=False).bfloat16(), nn.Linear(2, 1, bias=False)])
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0078125, 3.0]]))
+        net[1].weight.copy_(torch.tensor([[1.005, 3.0]]))
+    masks = sparsity.prune(net, 0.25)
+    assert masks["0.weight"].tolist() == [[True, True]]
+    assert masks["1.weight"].tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("allocation", [None, "uniform"])
+def test_a_score_that_is_nan(allocation: str | None) -> None:
+    net = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 4))
+    with pytest.raises(sparsity.MaskError, match=r"would drop \d+ weights instead of 320, so nothing was changed"):
+        sparsity.prune(net, 0.5, score=lambda layer: layer.weight * torch.nan, allocation=allocation)
+    assert not sparsity.masks_of(net)

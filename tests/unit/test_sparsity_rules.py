@@ -72,6 +72,11 @@ def test_wrong_numbers_are_refused() -> None:
                 make(wrong)
     with pytest.raises(EngineError, match=r"decay is in \[0, 1\)"):
         grow.Smoothed(1.0)
+    with pytest.raises(EngineError, match=r"decay is in \[0, 1\)"):
+        grow.Smoothed("0.9")  # pyright: ignore
+    for wrong in (0, -3, "10"):
+        with pytest.raises(EngineError, match="until is a positive number of optimizer steps"):
+            sparsity.cosine(0.3, wrong)  # pyright: ignore
 
 
 def test_flipped_signs() -> None:
@@ -288,6 +293,26 @@ def test_a_scope_may_return_the_masks_themselves() -> None:
         optimizer.step()
     assert masks.nonzeros == 0
     assert not net.weight.any()
+
+
+def test_ripe_are_active_weights_only() -> None:
+    """A rule that calls small weights ripe calls all inactive ones so, which are zero."""
+    net = nn.Linear(4, 4, bias=False)
+    masks = sparsity.sparsify(net, 0.5)
+    before = masks["weight"].clone()
+    with torch.no_grad():
+        net.weight.copy_(torch.where(before, 1.0, 0.0))  # pyright: ignore
+        place = tuple(before.nonzero()[0].tolist())
+        masks.weights["weight"].parameter[place] = 1e-3
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    rule = Rule(1, None, lambda step: 0.0, drop.magnitude, grow.uniform, ripe=lambda one: one.weight.abs() < 0.01)
+    engine = sparsity.Engine(net, optimizer, rule)
+    for _ in range(2):
+        net(torch.ones(4)).sum().backward()
+        optimizer.step()
+    assert engine.last is not None
+    assert engine.last.dropped == {"weight": 1}
+    assert (before & ~masks["weight"]).nonzero().tolist() == [list(place)]
 
 
 def test_regrown_weights_stay() -> None:
