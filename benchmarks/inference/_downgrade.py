@@ -30,6 +30,7 @@ def downgrade(path: Path, shape: Sequence[int]) -> Path:
     model = onnx.load(path)
     for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
         dim.dim_value = size
+    _spell_out(model.graph.initializer)
     try:
         model = version_converter.convert_version(model, OPSET)
     except (RuntimeError, ValueError) as error:
@@ -52,6 +53,16 @@ def rewrite(model: Any) -> None:
     nodes = [new for node in model.graph.node for new in _replace(node, ranks)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _spell_out(tensors: Sequence[Any]) -> None:
+    """Keep integers as such: as bytes the converter of onnx before 1.22 reads axes as none, and takes all instead."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    for tensor in tensors:
+        if tensor.data_type == TensorProto.INT64 and tensor.HasField("raw_data"):
+            values = numpy_helper.to_array(tensor).ravel().tolist()
+            tensor.CopyFrom(helper.make_tensor(tensor.name, tensor.data_type, list(tensor.dims), values))
 
 
 def _replace(node: Any, ranks: Mapping[str, int]) -> Iterator[Any]:

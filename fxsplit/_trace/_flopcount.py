@@ -9,6 +9,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+_FUSED_ATTENTION = frozenset(
+    {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,  # for which torch has no formula
+        torch.ops.aten._scaled_dot_product_flash_attention,
+        torch.ops.aten._scaled_dot_product_efficient_attention,
+        torch.ops.aten._scaled_dot_product_cudnn_attention,
+    }
+)
+
 
 class FlopCounter(TorchDispatchMode):
     """Adds up FLOPs (2 x multiply-accumulate) until they are taken."""
@@ -33,8 +42,14 @@ class FlopCounter(TorchDispatchMode):
 
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     packet = getattr(func, "_overloadpacket", func)
-    # torch has no formula for the kernel that attention uses on a CPU.
-    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-        return int(sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape))
+    if packet in _FUSED_ATTENTION:
+        return _attention_flops(*(tensor.shape for tensor in args[:3]))
     formula: Callable[..., int] | None = flop_registry.get(packet)
     return int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size) -> int:
+    # Every head of the queries is multiplied with one of the keys, also where several share it, which the formula of
+    # older versions of torch refuses.
+    batch, heads = query[:2]
+    return int(sdpa_flop_count(query, (batch, heads, *key[2:]), (batch, heads, *value[2:])))

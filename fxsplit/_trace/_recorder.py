@@ -28,6 +28,7 @@ from fxsplit._trace._shadow import runner
 from fxsplit._trace._tape import Tape
 
 _REENTRANT_CHECKPOINT = "CheckpointFunction"
+_INPUTS_OF_CHECKPOINT = "_NoopSaveInputs"  # an autograd function of older versions of torch, which computes nothing
 
 
 class Recorder(TorchFunctionMode):
@@ -177,6 +178,10 @@ class Recorder(TorchFunctionMode):
             self.hook_saved_tensors()
             run, _, *rest = args
             return run(*rest)
+        if function.__name__ == _INPUTS_OF_CHECKPOINT:
+            self._tape.take_back(args[0])  # an empty tensor, made for it
+            with self._silence():
+                return original(*args)
         with self._silence():
             try:
                 values = convert(tuple(args), self._tape.find)

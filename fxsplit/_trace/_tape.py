@@ -131,6 +131,13 @@ class Tape:
             self.records[ref.index].length = len(out)
         return rebind(out, lambda getter, key, value: self._bind_part(ref, getter, key, value))
 
+    def take_back(self, value: torch.Tensor) -> None:
+        """Remove the last record if ``value`` is what it produced."""
+        known = self._known.get(id(value))
+        if known is not None and known[1].index == len(self.records) - 1:
+            del self._known[id(value)]
+            self.records.pop()
+
     def index_of(self, tensor: torch.Tensor) -> int | None:
         """The position of the record that made a tensor; None for parameters and what no record made."""
         known = self._known.get(id(tensor))

@@ -80,12 +80,13 @@ def test_shapes_dtypes_and_flops_are_those_of_the_base_batch() -> None:
     assert sum(n.meta["flops"] for n in nodes(traced)) == 2 * conv.meta["flops"] + head.meta["flops"]
 
 
-def test_attention_counts_both_products() -> None:
+@pytest.mark.parametrize("heads", [3, 1], ids=["", "grouped"])
+def test_attention_counts_both_products(heads: int) -> None:
     class Attention(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return nn.functional.scaled_dot_product_attention(q, k, v)
+            return nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=heads < 3)
 
-    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, heads, 7, 8), torch.randn(2, heads, 7, 8)
     traced = trace(Attention(), (q, k, v))
     (call,) = [n for n in traced.graph.nodes if n.op == "call_function"]
     assert call.meta["flops"] == 2 * (2 * 3) * (5 * 7 * 8 + 5 * 7 * 8)

@@ -380,9 +380,9 @@ def test_autograd_functions() -> None:
 
 
 class Checkpoints(nn.Module):
-    def __init__(self, reentrant: bool) -> None:
+    def __init__(self, reentrant: bool, always: bool) -> None:
         super().__init__()
-        self.stem, self.reentrant = nn.Linear(WIDTH, WIDTH), reentrant
+        self.stem, self.reentrant, self.always = nn.Linear(WIDTH, WIDTH), reentrant, always
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.3), nn.ReLU()) for _ in range(3)
         )
@@ -390,14 +390,16 @@ class Checkpoints(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=self.reentrant)  # type: ignore[assignment]
+            around = self.training or self.always
+            x = checkpoint(block, x, use_reentrant=self.reentrant) if around else block(x)
         return x
 
 
+@pytest.mark.parametrize("always", [False, True], ids=["in train mode", "in both modes"])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_gradient_checkpointing(reentrant: bool) -> None:
-    traced = check(Checkpoints(reentrant), vectors, "blocks.1")
+def test_gradient_checkpointing(reentrant: bool, always: bool) -> None:
+    traced = check(Checkpoints(reentrant, always), vectors, "blocks.1")
     assert any(line.startswith("gradient checkpointing") for line in traced.report.dropped)
 
 

@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 from tests.zoo.catalogue.entry import Entry, Inputs
 
 Options = dict[str, Any]
+
+# Where layers may be dropped (LayerDrop), transformers before 5.23 draws a number for each of them in train mode, also
+# at a rate of 0; its speech models do so in eval mode, too.
+DRAWS_AT_RATE_ZERO = Version(transformers.__version__) < Version("5.23")
 
 _SIZES: Options = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 _SPECIAL: Options = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
