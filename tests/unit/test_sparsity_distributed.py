@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsity
@@ -74,6 +73,8 @@ def spread(rank: int, ranks: int) -> Any:
     masks = sparsity.sparsify(net, 0.6)
     settings: dict[str, Any] = {"lr": 0.01}
     if ranks > 1:
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # warns of something, on older versions of torch
+
         optimizer: Any = ZeroRedundancyOptimizer(net.parameters(), torch.optim.AdamW, **settings)
     else:
         optimizer = torch.optim.AdamW(net.parameters(), **settings)
@@ -101,6 +102,7 @@ def spread(rank: int, ranks: int) -> Any:
 def averaged(rank: int) -> Any:
     """Masks and weights of processes that average their weights after each step instead of their gradients."""
     from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+    from torch.distributed.optim import PostLocalSGDOptimizer
 
     net = network()
     masks = sparsity.sparsify(net, 0.6)
