@@ -7,8 +7,8 @@ import numbers
 import torch
 from torch import Tensor
 
-from sparsity._errors import EngineError
-from sparsity._layer import Layer, Score
+from sparsity._errors import EngineError, described
+from sparsity._layer import Layer, Score, hint_to_call
 from sparsity._pointwise import magnitude_of, pointwise
 
 SIGN = "sign"
@@ -83,7 +83,7 @@ def check_number(name: str, value: float) -> None:
         EngineError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
-        raise EngineError(f"{name} is a finite number of at least 0, got {value!r}.")
+        raise EngineError(f"{name} is a finite number of at least 0, got {described(value)}.{hint_to_call(value)}")
 
 
 def _gradient(layer: Layer) -> Tensor:

@@ -14,23 +14,25 @@ from torch.optim import Optimizer
 
 from sparsity import _engine_state
 from sparsity._attachment import check, check_held, claim, innermost, release
+from sparsity._bits import count as count_true
 from sparsity._bits import fill
 from sparsity._closure import closure_in, with_closure
 from sparsity._collection import Collection, has_gradient
 from sparsity._compact import states_of
 from sparsity._distributed import check_same, check_same_seed, size_of
-from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, listed
+from sparsity._errors import EngineError, NoEffectWarning, SparsityWarning, described, listed
 from sparsity._initial import check_finite, start_values
 from sparsity._layer import Layer
 from sparsity._nested import is_nested
 from sparsity._optimizer_state import clear, forget_curvature, state_of, warn_of_unclear
 from sparsity._rehearsal import is_rehearsal
 from sparsity._report import Rewiring
-from sparsity._rewire import check_amounts, check_changes
+from sparsity._rewire import check_amounts, check_changes, limited, over_layers
 from sparsity._rule import Rule
 from sparsity._seed import seeded
-from sparsity._sharded import aligned, is_sharded, local
+from sparsity._sharded import aligned, group_of, host, is_sharded, local
 from sparsity._sharding import shard_masks
+from sparsity._shown import shown
 from sparsity._steps import StepCount, left_out, unscaled
 from sparsity._survey import count, survey, warn_of_empty
 
@@ -95,6 +97,11 @@ class Engine:
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise EngineError(f"seed is an int, got {seed!r}.")
+        if rule is not None and not isinstance(rule, Rule):
+            raise EngineError(
+                f"An engine takes a sparsity.Rule, or None for fixed masks, got {described(rule)}. Functions such as "
+                "sparsity.rigl make an engine with the rule of their method."
+            )
         optimizer = innermost(optimizer)
         self.masks = shard_masks(model, group)
         self.skipped = 0
@@ -180,6 +187,7 @@ class Engine:
             "memory": memory,
             "collected": collected,
             "masks": {path: list(mask.shape) for path, mask in self.masks.items()},
+            "start": dict(self.rule.start) if self.rule is not None else {},
             "tensors": _engine_state.names(memory, collected),
         }
 
@@ -193,8 +201,10 @@ class Engine:
         _engine_state.check(state, self.masks)
         self._steps, self._updated = StepCount(int(state["step"])), None
         self.skipped, self._missed, self._seed = int(state["skipped"]), bool(state["missed"]), int(state["seed"])
+        if self.rule is not None:
+            self.rule.start.update(state["start"])
         self._memory = {
-            path: {name: aligned(value.clone(), self.masks[path]) for name, value in kept.items()}
+            path: {name: _placed(value.clone(), self.masks[path]) for name, value in kept.items()}
             for path, kept in state["memory"].items()
         }
         self._collect_if_due()
@@ -284,8 +294,9 @@ class Engine:
             if (path in dense if rule.dense else has_gradient(weight))
         ]
         if rule.observe is not None:
-            for layer in layers:
-                rule.observe(layer)
+            with shown(layers):
+                for layer in layers:
+                    rule.observe(layer)
         if (rule.due(step) or self._missed) and step != self._updated:
             self._update(optimizer, rule, layers, step)
 
@@ -303,7 +314,8 @@ class Engine:
             unmoved = listed(path for path in self.masks if path in idle)
             text = f"No new gradient in the step of an update, so these keep their masks: {unmoved}."
             warnings.warn(NoEffectWarning(text), stacklevel=3)
-        ripe = {layer.path: rule.ripe_of(layer) for layer in layers} if rule.ripe is not None else {}
+        with shown(layers):
+            ripe = {layer.path: rule.ripe_of(layer) for layer in layers} if rule.ripe is not None else {}
         active, due, finite = survey(layers, ripe)
         if not finite:
             self.skipped += 1
@@ -316,12 +328,15 @@ class Engine:
             rule.amount(step, layer.path, active[layer.path], layer.mask.numel(), due.get(layer.path))
             for layer in layers
         ]
+        if idle and rule.target is not None and rule.scope is over_layers:
+            amounts = limited(amounts, self._change_of(rule, step, sorted(idle)))
         drop = (lambda layer: ~ripe[layer.path]) if ripe else rule.drop
-        changes = rule.scope(layers, amounts, drop, rule.grow, rule.regrow)
-        check_changes(layers, changes)
-        dropped, grown = count(layers, changes)
-        check_amounts(step, amounts, dropped, grown, rule.regrow)
-        starts = [start_values(rule.initial, *each) for each in zip(layers, changes, strict=True)]
+        with shown(layers):
+            changes = rule.scope(layers, amounts, drop, rule.grow, rule.regrow)
+            check_changes(layers, changes)
+            dropped, grown = count(layers, changes)
+            check_amounts(step, amounts, dropped, grown, rule.regrow)
+            starts = [start_values(rule.initial, *each) for each in zip(layers, changes, strict=True)]
         check_finite(layers, starts)
         # Nothing has changed so far, and nothing below depends on what users wrote.
         for layer, changed, start in zip(layers, changes, starts, strict=True):
@@ -329,11 +344,21 @@ class Engine:
         self._updated, self._missed = step, False
         forget_curvature(optimizer)
         self.check_processes()
-        self.last = Rewiring(step, rule.share(step), dropped, grown)
-        empty = [path for path, number in active.items() if number and number - dropped[path] + grown[path] == 0]
+        now = {path: number - dropped[path] + grown[path] for path, number in active.items()}
+        self.last = Rewiring(step, rule.share(step), dropped, grown, now)
+        empty = [path for path, number in active.items() if number and not now[path]]
         warn_of_empty(empty, f"the update at step {step}")
         for callback in self._callbacks:
             callback(self.last)
+
+    def _change_of(self, rule: Rule, step: int, paths: Iterable[str]) -> int:
+        """By how much the number of active weights of these layers would change to meet their targets."""
+        masks = {path: self.masks[path] for path in paths}
+        numbers = host(
+            [count_true(local(mask)) for mask in masks.values()], [group_of(each) for each in masks.values()]
+        )
+        amounts = [rule.amount(step, p, number, masks[p].numel(), 0) for p, number in zip(masks, numbers, strict=True)]
+        return sum(amount.change for amount in amounts)
 
     def _apply(self, optimizer: Optimizer, layer: Layer, changed: Tensor, start: Tensor | None) -> None:
         self._clear(optimizer, layer.path, local(changed))
@@ -351,6 +376,10 @@ class Engine:
                 fill(local(tensor), places.to(tensor.device))
         clear(optimizer, parameter, places)
         self._warned = self._warned or warn_of_unclear(path, parameter, state, type(optimizer).__name__)
+
+
+def _placed(kept: Tensor, mask: Tensor) -> Tensor:
+    return aligned(kept, mask) if kept.shape == mask.shape else kept
 
 
 def _several(callback: Callbacks) -> tuple[Callback, ...]:

@@ -12,7 +12,7 @@ from sparsity._errors import EngineError, listed
 from sparsity._masks import MaskedWeight
 
 Memory = Mapping[str, Mapping[str, Tensor]]
-FIELDS = ("step", "skipped", "missed", "seed", "memory", "collected", "masks", "tensors")
+FIELDS = ("step", "skipped", "missed", "seed", "memory", "collected", "masks", "start", "tensors")
 
 
 def complete(
@@ -57,8 +57,10 @@ def check(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
             f"{own.get(path)} here (None: no such mask). Load it into an engine on the model it was saved with."
         )
     present = list(_tensors(state["memory"], state["collected"]))
+    collected = state["collected"]
     for _, path, value in present:
-        if path not in masks or value.shape != masks[path].shape:
+        # What a rule keeps may have any shape.
+        if path not in masks or (value is collected.get(path) and value.shape != masks[path].shape):
             raise EngineError(f"The state is of an engine with other masks: no {path!r} of {tuple(value.shape)}.")
     lost = set(state["tensors"]) - {name for name, _, _ in present}
     if lost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 
@@ -50,6 +51,13 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'a' or 'b'?"`` for the known names closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def described(value: object) -> str:
+    """Return a number, a string or a name as it is, and of anything else the name or type: it may be large."""
+    if value is None or isinstance(value, (numbers.Number, str)):
+        return repr(value)
+    return getattr(value, "__qualname__", f"one of type {type(value).__name__}")
 
 
 def listed(names: Iterable[str], limit: int = 5) -> str:

@@ -7,8 +7,8 @@ import numbers
 import torch
 from torch import Tensor
 
-from sparsity._errors import EngineError
-from sparsity._layer import Layer
+from sparsity._errors import EngineError, described
+from sparsity._layer import Layer, hint_to_call
 from sparsity._pointwise import magnitude_of
 
 
@@ -25,6 +25,8 @@ def uniform(layer: Layer) -> Tensor:
 
 def momentum(layer: Layer) -> Tensor:
     """Absolute value of the gradient smoothed over steps by `Smoothed` (SNFS, Dettmers and Zettlemoyer 2019)."""
+    if Smoothed.name not in layer.memory:
+        raise EngineError("grow.momentum needs smoothed gradients: a rule with observe=sparsity.grow.Smoothed(0.9).")
     return layer.memory[Smoothed.name].abs()
 
 
@@ -45,7 +47,7 @@ class Smoothed:
 
     def __init__(self, decay: float) -> None:
         if isinstance(decay, bool) or not isinstance(decay, numbers.Real) or not 0 <= decay < 1:
-            raise EngineError(f"decay is in [0, 1), got {decay!r}.")
+            raise EngineError(f"decay is in [0, 1), got {described(decay)}.{hint_to_call(decay)}")
         self.decay = decay
 
     def __call__(self, layer: Layer) -> None:

@@ -13,7 +13,7 @@ from sparsity._errors import RecordError, listed
 from sparsity._explored import Explored
 from sparsity._history_view import history_html, history_text
 from sparsity._masks import Masks
-from sparsity._report import Rewiring
+from sparsity._report import Rewiring, check_active
 
 _STATE = ("first", "steps", "fractions", "dropped", "grown", "counts", "explored")
 
@@ -70,7 +70,8 @@ class History:
         """Take an update in; the engine calls this.
 
         Raises:
-            RecordError: The update is of another model, or before the latest one that is known.
+            RecordError: The update is of another model, or before the latest one that is known; or the masks were
+                others before it than this knows.
         """
         unknown = [path for path in {**update.dropped, **update.grown} if path not in self._sizes]
         if unknown:
@@ -80,12 +81,16 @@ class History:
                 f"An update at step {update.step} came after that of step {self._steps[-1]}. Going back to a "
                 "checkpoint, load the state that this history had there too."
             )
+        # A layer without a gradient is not in the update.
+        dropped = array("q", (update.dropped.get(path, 0) for path in self._sizes))
+        grown = array("q", (update.grown.get(path, 0) for path in self._sizes))
+        active = _after(self._active, dropped, grown)
+        check_active(update, active)
         self._steps.append(update.step)
         self._fractions.append(update.fraction)
-        # A layer without a gradient is not in the update.
-        self._dropped.append(array("q", (update.dropped.get(path, 0) for path in self._sizes)))
-        self._grown.append(array("q", (update.grown.get(path, 0) for path in self._sizes)))
-        self._active = _after(self._active, self._dropped[-1], self._grown[-1])
+        self._dropped.append(dropped)
+        self._grown.append(grown)
+        self._active = active
         if self._explored is not None:
             self._explored.add()
             self._counts.append(array("q", self._explored.counts()))

@@ -15,7 +15,7 @@ from sparsity._sharded import aligned, whole
 
 @dataclass(frozen=True)
 class Layer:
-    """One masked weight in one step, all tensors of the weight's shape.
+    """One masked weight in one step. Its tensors have the weight's shape, and are no copies: they are only to be read.
 
     Of a sharded weight (``fully_shard``) they are DTensors, which compute as if one process had the whole weight. A
     function may return a DTensor, or a plain tensor of the weight's shape that is the same in all processes.
@@ -30,7 +30,7 @@ class Layer:
         masked_gradient: The weight's ``.grad``, as the optimizer is about to use it.
         state: The optimizer's state of this weight, to be read only. A compact one (``compact_state`` of `Engine`) is
             shown in the weight's shape, with the values that states start with where the weight is not active.
-        memory: Tensors that a rule keeps of this weight from step to step, saved with the engine.
+        memory: Tensors of any shape that a rule keeps of this weight from step to step, saved with the engine.
     """
 
     path: str
@@ -79,6 +79,11 @@ class Layer:
         active = torch.where(self.mask, dense, 0).float()
         factor = (active * self.masked_gradient).sum() / active.square().sum().clamp_min(torch.finfo().tiny)
         return dense * whole(factor).to(dense.dtype)
+
+
+def hint_to_call(value: object) -> str:
+    """Return a hint for who has passed on a function that makes scores instead of what it makes."""
+    return " It was called as a score: write it with its arguments, or with ()." if isinstance(value, Layer) else ""
 
 
 Score = Callable[[Layer], Tensor]

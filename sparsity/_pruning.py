@@ -13,7 +13,7 @@ from sparsity import _drop
 from sparsity._allocation import Allocation, allocate, check_sparsity
 from sparsity._attachment import check_unattached
 from sparsity._engine import Engine
-from sparsity._errors import AllocationError, EngineError, MaskError, listed
+from sparsity._errors import AllocationError, EngineError, MaskError, described, listed
 from sparsity._layer import Layer, Score
 from sparsity._masks import Masks, masks_of
 from sparsity._methods import Options
@@ -154,15 +154,20 @@ def gradual(
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> engine = sparsity.gradual(net, optimizer, 0.8, begin=1_000, until=50_000)
     """
-    first: dict[str, int] = {}
-    final: dict[str, int] = {}
-    target = cubic(first, final, begin, until)
-    rule = Rule(every, until + 1, constant(0.0), score, score, scope=_scope(allocation), target=target, begin=begin)
-    if until <= begin or (until - begin) % every:
+    for name, value in (("begin", begin), ("until", until)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise EngineError(f"{name} is a number of optimizer steps, got {value!r}.")
+    if until <= begin or (isinstance(every, int) and every > 0 and (until - begin) % every):
         raise EngineError(
             f"The steps from begin={begin} to until={until} have to be a positive multiple of every={every}, so that "
             "the last update reaches the sparsity."
         )
+    first: dict[str, int] = {}
+    final: dict[str, int] = {}
+    target = cubic(first, final, begin, until)
+    rule = Rule(
+        every, until + 1, constant(0.0), score, score, scope=_scope(allocation), target=target, begin=begin, start=first
+    )
     masks = masks_of(model)
     first.update((layer.path, layer.nonzeros) for layer in masks.layers)
     final.update(_final(masks, sparsity, allocation) if masks else {})
@@ -196,6 +201,9 @@ def _prune(
     loss: Callable[[], Tensor] | None,
 ) -> Masks:
     check_sparsity(sparsity)
+    for name, function in (("score", score), ("loss", loss)):
+        if function is not None and not callable(function):
+            raise MaskError(f"{name} is a function, got {described(function)}.")
     masks = shard_masks(model)
     fresh = not masks
     if fresh:
@@ -243,7 +251,13 @@ def _layers(masks: Masks, seed: int, loss: Callable[[], Tensor] | None) -> list[
         raise MaskError(_ON_META)
     gradients: Mapping[str, Tensor | None] = dict.fromkeys(parameters)
     if loss is not None:
+        frozen = [path for path, parameter in parameters.items() if not parameter.requires_grad]
+        if frozen:
+            raise MaskError(f"Frozen weights have no gradient: {listed(frozen)}. Name them in skip.")
         value = loss()
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else described(value)
+            raise MaskError(f"loss is a function that returns a tensor with one number, got {got}.")
         if not value.requires_grad:
             raise MaskError("The loss has no gradient. Compute it with gradients enabled, from outputs of the model.")
         found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)

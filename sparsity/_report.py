@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsity._components import by_component
+from sparsity._errors import RecordError
 from sparsity._table import bar, folded, html_table, text_table
 
 _FOLD_ABOVE = 30
@@ -75,12 +76,14 @@ class Rewiring:
         dropped: Number of weights dropped, by path.
         grown: Number of weights grown, by path. With fixed densities as many as dropped; fewer while pruning, and
             others in each layer where scores are compared over layers.
+        active: Number of active weights after it, by path; empty where that is not known.
     """
 
     step: int
     fraction: float
     dropped: dict[str, int]
     grown: dict[str, int]
+    active: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def components(self) -> dict[str, int]:
@@ -107,3 +110,18 @@ class Rewiring:
             counts = f"dropped {sum(dropped.values())} and grew {sum(grown.values())}"
             parts = ", ".join(f"{name}: -{dropped[name]} +{count}" for name, count in grown.items())
         return f"step {self.step}: {counts} weights, fraction {self.fraction:.4f} ({parts})"
+
+
+def check_active(update: Rewiring, known: Mapping[str, int]) -> None:
+    """Check that a record comes to the numbers of active weights after an update that the engine has told.
+
+    Raises:
+        RecordError: It doesn't, so it has missed something.
+    """
+    path = next((path for path, number in update.active.items() if known.get(path, number) != number), None)
+    if path is not None:
+        raise RecordError(
+            f"After the update at step {update.step} {path!r} has {update.active[path]} active weights, but "
+            f"{known[path]} by this record: masks were loaded or changed since it was made. Load the state that it had "
+            "with the checkpoint, or make it after the model is loaded."
+        )

@@ -107,6 +107,17 @@ def _sum(amounts: Sequence[Amount]) -> Amount:
     return Amount(sum(amount.replace for amount in amounts), sum(amount.change for amount in amounts))
 
 
+def limited(amounts: Sequence[Amount], elsewhere: int) -> list[Amount]:
+    """Return amounts for `over_layers` where other layers, which would change by ``elsewhere``, have no part.
+
+    Targets are met by all layers together, so a part of them goes no further than all would, and not the other way.
+    """
+    here = _sum(amounts).change
+    everywhere = here + elsewhere
+    wanted = min(max(here, min(everywhere, 0)), max(everywhere, 0))
+    return [*amounts[:-1], *(Amount(last.replace, last.change + wanted - here) for last in amounts[-1:])]
+
+
 def check_changes(layers: Sequence[Layer], changes: object) -> None:
     """Check that a scope has returned where the mask of each layer changes.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sparsity._errors import EngineError, NoEffectWarning
+from sparsity._errors import EngineError, NoEffectWarning, described
 from sparsity._initial import Initial
 from sparsity._layer import Layer, Score
 from sparsity._pointwise import checked
@@ -20,6 +20,8 @@ from sparsity._schedule import Schedule, is_due
 from sparsity._sharded import aligned
 
 Target = Callable[[int, str], int]
+_OPTIONAL = ("initial", "ripe", "target", "observe")
+_FUNCTIONS = ("fraction", "drop", "grow", "scope", *_OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,12 @@ class Rule:
         observe: Called in every step with every layer that has a gradient, to keep something in ``layer.memory``.
         memory: Names of what functions of the rule keep in ``layer.memory`` with their dtypes, None for the weight's.
             Only needed to resume with torch.distributed.checkpoint; zeros have to mean that nothing is known yet.
+        start: Numbers by path that ``target`` starts from, such as those of active weights at first. They are saved
+            with the engine, and this dict is filled with what is loaded.
 
     Raises:
-        EngineError: ``every`` or ``until`` is not a positive int, or there would be no update before ``until``.
+        EngineError: ``every`` or ``until`` is not a positive int, or there would be no update before ``until``; or
+            something that is to be called can't be.
 
     Example:
         >>> import torch, sparsity
@@ -73,8 +78,19 @@ class Rule:
     begin: int = 0
     observe: Callable[[Layer], None] | None = None
     memory: Mapping[str, torch.dtype | None] = field(default_factory=dict)
+    start: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in _FUNCTIONS:
+            value = getattr(self, name)
+            if not callable(value) and (value is not None or name not in _OPTIONAL):
+                hint = f" A constant share is sparsity.constant({value!r})." if name == "fraction" else ""
+                raise EngineError(
+                    f"{name} is a function{' or None' if name in _OPTIONAL else ''}, got {described(value)}.{hint}"
+                )
+        kinds = self.memory.values() if isinstance(self.memory, Mapping) else [self.memory]
+        if not all(kind is None or isinstance(kind, torch.dtype) for kind in kinds):
+            raise EngineError(f"memory tells the dtype, or None, of each name, got {described(self.memory)}.")
         for name, value in (("every", self.every), ("until", self.until)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
                 raise EngineError(f"{name} is a positive number of optimizer steps, got {value!r}.")
@@ -147,9 +163,9 @@ class Rule:
         # The small number keeps 0.29 * 100 from becoming 28.
         replaced = math.floor(self.share(step) * active + 1e-9) if ripe is None else ripe
         wanted = active if self.target is None else self.target(step, path)
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= total:
-            raise EngineError(f"The target of {path!r} at step {step} is a number from 0 to {total}, got {wanted!r}.")
-        change = wanted - active
+        if isinstance(wanted, bool) or not isinstance(wanted, numbers.Integral) or not 0 <= wanted <= total:
+            raise EngineError(f"The target of {path!r} at step {step} is an int from 0 to {total}, got {wanted!r}.")
+        change = int(wanted) - active
         # Only what is active now can be dropped, only what is inactive now can be grown.
         room = min(active - max(-change, 0), total - active - max(change, 0))
         return Amount(min(replaced, room), change)

@@ -124,6 +124,8 @@ def _hits(selector: Selector, model: nn.Module, sites: Sequence[Site]) -> set[st
         return {site.path for site in sites if any(_within(path, site.path) for path in around)}
     if isinstance(selector, Kind):
         return set(selector.find(model, sites))
+    if isinstance(selector, nn.Module):
+        raise MaskError(f"A module is named by its path or its type, got a {type(selector).__name__} itself.")
     return {s.path for s in sites if s.weight is not None and selector(s.path, s.module, s.weight)}
 
 

@@ -103,6 +103,11 @@ def masked(
     """Do as `sparsify`, with the masks that ``draw`` returns; its warnings point to the caller's caller."""
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise MaskError(f"sparsify takes an nn.Module that is not scripted, got {type(model).__name__}.")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise MaskError(
+            "sparsify comes before DistributedDataParallel, which waits for gradients of the weights as they are when "
+            "it wraps them: mask the model, then wrap it."
+        )
     check_sparsity(sparsity)
     check_unsharded(model, "sparsify")
     model = unwrap(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from sparsity._dense_steps import DenseSteps, never
 from sparsity._errors import RecordError, listed
 from sparsity._flops import missing
 from sparsity._masks import Masks
-from sparsity._report import Rewiring
+from sparsity._report import Rewiring, check_active
 
 _STATE = ("step", "active", "weights", "gradients")
 
@@ -78,16 +79,19 @@ class TrainingFlops:
         """Take an update in; the engine calls this.
 
         Raises:
-            RecordError: The update is of another model, or before the latest one that is known.
+            RecordError: The update is of another model, or before the latest one that is known; or the masks were
+                others before it than this knows.
         """
         unknown = [path for path in update.grown if path not in self._sizes]
         if unknown:
             raise RecordError(f"The update is of another model: {listed(unknown)} had no mask when this was made.")
+        change = update.change
+        check_active(update, {path: active + change.get(path, 0) for path, active in self._active.items()})
         # The step of the update had its forward and backward pass with the masks from before.
         self._weights, self._gradients = self._sums(update.step + 1)
         self._step = update.step + 1
-        for path, change in update.change.items():
-            self._active[path] += change
+        for path, number in change.items():
+            self._active[path] += number
 
     def total(self, steps: int) -> float:
         """FLOPs of the first ``steps`` optimizer steps, such as ``engine.step``.
@@ -102,8 +106,8 @@ class TrainingFlops:
         return float(3 * (sum(self._layers.values()) + self._rest) * steps * self._batch)
 
     def ratio(self, steps: int) -> float:
-        """Share of `dense` that was needed."""
-        return self.total(steps) / self.dense(steps)
+        """Share of `dense` that was needed; NaN of no steps."""
+        return self.total(steps) / self.dense(steps) if steps else math.nan
 
     def by_path(self, steps: int) -> dict[str, float]:
         """`total` by weight path, without ``rest``."""

@@ -99,6 +99,14 @@ def spread(rank: int, ranks: int) -> Any:
     return dict(masks), weights, (len(owned), zero, refused)
 
 
+def wrapped() -> str:
+    try:
+        sparsity.sparsify(DistributedDataParallel(network()), 0.5)
+    except sparsity.MaskError as error:
+        return str(error).split(",")[0]
+    return ""
+
+
 def averaged(rank: int) -> Any:
     """Masks and weights of processes that average their weights after each step instead of their gradients."""
     from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
@@ -136,6 +144,7 @@ def everything(rank: int, states: Any) -> dict[str, Any]:
         "alone": alone(rank),
         "spread": spread(rank, 2),
         "averaged": averaged(rank),
+        "wrapped": wrapped(),
     }
 
 
@@ -159,6 +168,10 @@ def assert_like_one_process(results: list[Any], method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_are_those_of_one_process(method: str, pair: list[dict[str, Any]]) -> None:
     assert_like_one_process([results[method] for results in pair], method)
+
+
+def test_masks_come_before_the_wrapper(pair: list[dict[str, Any]]) -> None:
+    assert [results["wrapped"] for results in pair] == 2 * ["sparsify comes before DistributedDataParallel"]
 
 
 def test_states_that_are_spread_over_processes(pair: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -254,3 +255,40 @@ def test_shows_itself():
     assert page.count("<tr>") == 1 + 4 + 1 + 6
     assert page.count("<svg") == 4 + 6
     assert str(History(masks)) == "no updates"
+
+
+@pytest.mark.parametrize("record", ["history", "flops"])
+def test_a_record_made_before_masks_were_loaded_says_so(record: str) -> None:
+    """Instead of going on with the numbers of the masks that there were."""
+
+    def start() -> tuple[nn.Module, sparsity.Masks, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        masks = sparsity.sparsify(net, 0.0)
+        return net, masks, torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        net(torch.ones(4, 16)).square().mean().backward()
+        optimizer.step()
+
+    net, _, optimizer = start()
+    engine = sparsity.gradual(net, optimizer, 0.8, 0, 20, every=2)
+    for _ in range(9):
+        step(net, optimizer)
+    other, masks, optimizer = start()
+    layers = {"0.weight": 512.0, "2.weight": 128.0}
+    taken = History(masks) if record == "history" else sparsity.TrainingFlops(masks, layers)
+    again = sparsity.gradual(other, optimizer, 0.8, 0, 20, every=2, callback=taken)
+    other.load_state_dict(net.state_dict())
+    again.load_state_dict(engine.state_dict())
+    step(other, optimizer)
+    with pytest.raises(RecordError, match=r"active weights, but \d+ by this record: masks were loaded"):
+        step(other, optimizer)
+
+
+def test_no_share_of_no_steps() -> None:
+    net = nn.Linear(4, 4)
+    meter = sparsity.TrainingFlops(sparsity.sparsify(net, 0.5), {"weight": 16.0})
+    assert math.isnan(meter.ratio(0))
+    assert meter.ratio(1) == 0.5

@@ -224,3 +224,80 @@ def test_a_score_that_is_nan(allocation: str | None) -> None:
     with pytest.raises(sparsity.MaskError, match=r"would drop \d+ weights instead of 320, so nothing was changed"):
         sparsity.prune(net, 0.5, score=lambda layer: layer.weight * torch.nan, allocation=allocation)
     assert not sparsity.masks_of(net)
+
+
+@pytest.mark.parametrize("allocation", [None, "erk"])
+def test_gradual_resumes_on_its_curve(allocation: str | None) -> None:
+    """Whether the model is loaded before or after the engine is made."""
+
+    def start(state: Any = None) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+        sparsity.sparsify(net, 0.0)
+        if state is not None:
+            net.load_state_dict(state)
+        return net, torch.optim.SGD(net.parameters(), lr=0.01)
+
+    def attach(net: nn.Module, optimizer: torch.optim.Optimizer) -> sparsity.Engine:
+        return sparsity.gradual(net, optimizer, 0.8, 0, 20, every=2, allocation=allocation)
+
+    def counts(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[int]:
+        seen = []
+        for step in steps:
+            optimizer.zero_grad()
+            net(torch.randn(4, 32, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimizer.step()
+            seen.append(sparsity.masks_of(net).nonzeros)
+        return seen
+
+    net, optimizer = start()
+    engine = attach(net, optimizer)
+    counts(net, optimizer, range(9))
+    saved, states = {name: value.clone() for name, value in net.state_dict().items()}, engine.state_dict()
+    expected = counts(net, optimizer, range(9, 22))
+    for early in (True, False):
+        net, optimizer = start(saved if early else None)
+        engine = attach(net, optimizer)
+        net.load_state_dict(saved)
+        engine.load_state_dict(states)
+        assert counts(net, optimizer, range(9, 22)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"begin": 100, "until": 10}, r"from begin=100 to until=10 have to be"),
+        ({"begin": 0.0, "until": 100}, r"begin is a number of optimizer steps, got 0.0"),
+        ({"begin": 0, "until": None}, r"until is a number of optimizer steps, got None"),
+        ({"begin": 0, "until": 100, "every": 0}, r"every is a positive number of optimizer steps, got 0"),
+    ],
+)
+def test_gradual_in_steps_that_are_none(options: Any, message: str) -> None:
+    net = two_layers()
+    sparsity.sparsify(net, 0.0)
+    with pytest.raises(EngineError, match=message):
+        sparsity.gradual(net, torch.optim.SGD(net.parameters(), lr=0.1), 0.5, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (torch.ones(()), "loss is a function, got one of type Tensor"),
+        (lambda: None, "a tensor with one number, got None"),
+        (lambda: torch.ones(3), r"a tensor with one number, got one of shape \(3,\)"),
+    ],
+)
+def test_snip_needs_a_loss(loss: Any, message: str) -> None:
+    net = two_layers()
+    with pytest.raises(MaskError, match=message):
+        sparsity.snip(net, 0.5, loss)
+    assert not sparsity.masks_of(net)
+
+
+def test_snip_of_frozen_weights() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    net[0].requires_grad_(False)
+    with pytest.raises(MaskError, match=r"Frozen weights have no gradient: '0.weight'. Name them in skip"):
+        sparsity.snip(net, 0.5, lambda: net(torch.ones(1, 8)).sum())
+    with pytest.raises(MaskError, match="score is a function, got 'magnitude'"):
+        sparsity.prune(net, 0.5, "magnitude")  # pyright: ignore

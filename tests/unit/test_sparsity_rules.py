@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 import sparsity
 from sparsity import EngineError, Layer, Rule, drop, grow
-from sparsity._rewire import Amount, over_layers, per_layer
+from sparsity._rewire import Amount, limited, over_layers, per_layer
 from tests.unit._by_hand import DENSE, MASK, WEIGHT, layer_by_hand
 
 
@@ -163,9 +164,9 @@ def test_state_of_other_masks_is_refused() -> None:
     net, _ = layer_by_hand()
     engine = sparsity.snfs(net, torch.optim.SGD(net.parameters(), lr=0.1))
     state = engine.state_dict()
-    for wrong in ({"other": {"x": torch.zeros(2, 3)}}, {"weight": {"x": torch.zeros(3, 2)}}):
+    for wrong in ({"memory": {"other": {"x": torch.zeros(2, 3)}}}, {"collected": {"weight": torch.zeros(3, 2)}}):
         with pytest.raises(EngineError, match="an engine with other masks"):
-            engine.load_state_dict({**state, "memory": wrong})
+            engine.load_state_dict({**state, **wrong})
     assert not engine.state_dict()["memory"]["weight"]["smoothed gradient"].any()
 
 
@@ -313,6 +314,117 @@ def test_ripe_are_active_weights_only() -> None:
     assert engine.last is not None
     assert engine.last.dropped == {"weight": 1}
     assert (before & ~masks["weight"]).nonzero().tolist() == [list(place)]
+
+
+GOOD = {"fraction": lambda step: 0.3, "drop": drop.magnitude, "grow": grow.uniform}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fraction": 0.3}, r"fraction is a function, got 0.3. A constant share is sparsity.constant\(0.3\)"),
+        ({"drop": "magnitude"}, "drop is a function, got 'magnitude'"),
+        ({"grow": None}, "grow is a function, got None"),
+        ({"scope": "global"}, "scope is a function, got 'global'"),
+        ({"target": {"weight": 3}}, "target is a function or None, got one of type dict"),
+        ({"initial": 0.1}, "initial is a function or None, got 0.1"),
+        ({"memory": ["sign"]}, "memory tells the dtype, or None, of each name, got one of type list"),
+        ({"memory": {"sign": "int8"}}, "memory tells the dtype, or None, of each name, got one of type dict"),
+    ],
+)
+def test_parts_of_a_rule_of_the_wrong_kind(wrong: Any, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        Rule(1, None, **{**GOOD, **wrong})
+
+
+def test_what_is_no_rule() -> None:
+    net, _ = layer_by_hand()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(EngineError, match=r"takes a sparsity\.Rule, or None for fixed masks, got rigl"):
+        sparsity.Engine(net, optimizer, sparsity.rigl)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"drop": drop.soft_magnitude}, r"got one of type Layer. It was called as a score: .* or with \(\)"),
+        ({"observe": grow.Smoothed}, r"decay is in \[0, 1\), got one of type Layer"),
+        ({"grow": grow.momentum}, r"needs smoothed gradients: a rule with observe=sparsity.grow.Smoothed\(0.9\)"),
+        ({"drop": lambda one: one.weight.abs_()}, "written to layer.weight of 'weight', which is no copy"),
+        ({"grow": lambda one: one.mask.fill_(True)}, "written to layer.mask of 'weight'"),
+        ({"observe": lambda one: one.memory.update(seen=1)}, "'seen' of 'weight' is 1. Keep it as torch.tensor"),
+    ],
+)
+def test_functions_that_do_what_they_must_not(parts: Any, message: str) -> None:
+    net, _ = layer_by_hand()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sparsity.Engine(net, optimizer, Rule(1, None, **{**GOOD, "dense": True, **parts}))
+
+    def two_steps() -> None:
+        for _ in range(2):
+            step(net, optimizer)
+
+    with pytest.raises(EngineError, match=message):
+        two_steps()
+
+
+def test_memory_of_any_shape_is_resumed() -> None:
+    def count(one: Layer) -> None:
+        one.memory["rows"] = one.memory.get("rows", torch.zeros(2)) + one.mask.sum(1)
+        one.memory["steps"] = one.memory.get("steps", torch.tensor(0)) + 1
+
+    net, _ = layer_by_hand()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    engine = sparsity.Engine(net, optimizer, Rule(5, None, **GOOD, observe=count))
+    for _ in range(3):
+        step(net, optimizer)
+    state = engine.state_dict()
+    assert state["memory"]["weight"]["steps"] == 3
+    engine.load_state_dict(state)
+    step(net, optimizer)
+    memory = engine.state_dict()["memory"]["weight"]
+    assert memory["steps"] == 4
+    assert torch.equal(memory["rows"], 4 * engine.masks["weight"].sum(1))
+
+
+def test_targets_over_layers_where_one_has_no_gradient() -> None:
+    """The others do their part of the curve at most, and do not make up for what the first has more than its share."""
+    torch.manual_seed(0)
+    net = nn.ModuleList(nn.Linear(20, 20, bias=False) for _ in range(3))
+    with torch.no_grad():
+        net[0].weight.mul_(100.0)
+    masks = sparsity.sparsify(net, 0.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    updates: list[sparsity.Rewiring] = []
+    sparsity.gradual(net, optimizer, 0.5, begin=1, until=5, every=1, callback=updates.append)
+    for number in range(6):
+        optimizer.zero_grad()
+        used = [net[2], net[1]] if number == 4 else net
+        sum(each(torch.ones(20)).sum() for each in used).backward()  # pyright: ignore
+        if number == 4:
+            with pytest.warns(sparsity.NoEffectWarning, match="keep their masks: '0.weight'"):
+                optimizer.step()
+        else:
+            optimizer.step()
+    assert [update.step for update in updates] == [1, 2, 3, 4, 5]
+    assert not any(any(update.grown.values()) for update in updates)
+    assert not any(updates[3].dropped.values())  # they have lost all that the first, of large weights, has kept
+    assert masks.nonzeros == 600
+    assert updates[-1].active == {layer.path: layer.nonzeros for layer in masks.layers}
+
+
+def test_a_part_of_the_layers_goes_no_further_than_all() -> None:
+    def change(here: int, elsewhere: int) -> int:
+        return sum(amount.change for amount in limited([Amount(1, 5), Amount(2, here - 5)], elsewhere))
+
+    assert change(-10, 0) == -10
+    assert change(-10, -5) == -10
+    assert change(-10, 4) == -6
+    assert change(-10, 40) == 0
+    assert change(89, -100) == 0
+    assert change(10, -4) == 6
+    assert change(10, 5) == 10
+    assert limited([], 3) == []
 
 
 def test_regrown_weights_stay() -> None:

@@ -110,6 +110,7 @@ def test_rules_that_mean_nothing_warn(skip, message):
         ({"skip": [nn.Conv2d, int]}, "got <class 'int'> of type type"),
         ({"skip": [nn.Conv2d, 3]}, "got 3 of type int"),
         ({"skip": int}, "got <class 'int'>"),
+        ({"skip": nn.Linear(2, 2)}, "named by its path or its type, got a Linear itself"),
         ({"skip": None}, "got None of type NoneType"),
         ({"include": "norm"}, "include names 'norm'"),
         ({"include": 3}, "include takes paths .* got 3"),
