@@ -316,12 +316,12 @@ class Engine:
             warnings.warn(NoEffectWarning(text), stacklevel=3)
         with shown(layers):
             ripe = {layer.path: rule.ripe_of(layer) for layer in layers} if rule.ripe is not None else {}
-        active, due, finite = survey(layers, ripe)
-        if not finite:
+        active, due, infinite = survey(layers, ripe)
+        if infinite:
             self.skipped += 1
             self._missed = rule.target is not None
             later = " It is made up for in the next step." if self._missed else ""
-            text = f"Update at step {step} left out: a gradient or weight is not finite.{later}"
+            text = f"Update at step {step} left out: a gradient or weight is not finite, in {listed(infinite)}.{later}"
             warnings.warn(SparsityWarning(text), stacklevel=3)
             return
         amounts = [

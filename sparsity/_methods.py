@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from sparsity import _drop, _grow
 from sparsity._engine import Callbacks, Engine
+from sparsity._errors import EngineError, listed, near_matches
 from sparsity._initial import Initial
 from sparsity._layer import Score
 from sparsity._rewire import Scope
@@ -78,7 +79,7 @@ def rigl(
         {'weight': 4}
     """
     rule = Rule(every, until, schedule(fraction, until), _drop.magnitude, _grow.gradient, dense=True, regrow=regrow)
-    return _engine(model, optimizer, rule, options)
+    return engine_of(model, optimizer, rule, options, RuleOptions)
 
 
 def set_(
@@ -105,7 +106,7 @@ def set_(
         >>> engine = sparsity.set_(net, optimizer, every=100, until=75_000, fraction=0.5)
     """
     rule = Rule(every, until, schedule(fraction, until), _drop.magnitude, _grow.uniform)
-    return _engine(model, optimizer, rule, options)
+    return engine_of(model, optimizer, rule, options, RuleOptions)
 
 
 def snfs(
@@ -143,7 +144,7 @@ def snfs(
         observe=_grow.Smoothed(decay),
         memory={_grow.Smoothed.name: None},
     )
-    return _engine(model, optimizer, rule, options)
+    return engine_of(model, optimizer, rule, options, RuleOptions)
 
 
 def mest(
@@ -170,7 +171,8 @@ def mest(
         >>> engine = sparsity.mest(net, torch.optim.SGD(net.parameters(), lr=0.1), every=100, until=75_000)
     """
     drop = _drop.magnitude_and_gradient(share)
-    return _engine(model, optimizer, Rule(every, until, schedule(fraction, until), drop, _grow.uniform), options)
+    rule = Rule(every, until, schedule(fraction, until), drop, _grow.uniform)
+    return engine_of(model, optimizer, rule, options, RuleOptions)
 
 
 def deep_r(
@@ -193,7 +195,7 @@ def deep_r(
     rule = Rule(
         every, until, constant(0.0), _drop.magnitude, _grow.uniform, ripe=_drop.flipped, memory={_drop.SIGN: torch.int8}
     )
-    return Engine(model, optimizer, rule, **options)
+    return engine_of(model, optimizer, rule, options)
 
 
 def static(model: nn.Module, optimizer: Optimizer, **options: Unpack[Options]) -> Engine:
@@ -208,11 +210,25 @@ def static(model: nn.Module, optimizer: Optimizer, **options: Unpack[Options]) -
         >>> masks = sparsity.sparsify(net, 0.5)
         >>> engine = sparsity.static(net, torch.optim.AdamW(net.parameters()))
     """
-    return Engine(model, optimizer, rule=None, **options)
+    return engine_of(model, optimizer, None, options)
 
 
-def _engine(model: nn.Module, optimizer: Optimizer, rule: Rule, options: RuleOptions) -> Engine:
+def engine_of(
+    model: nn.Module, optimizer: Optimizer, rule: Rule | None, options: Options, known: type[Options] = Options
+) -> Engine:
+    """Make an engine with the options of a method.
+
+    Raises:
+        EngineError: An option is not one that is ``known``; or see `Engine` and `Rule`.
+    """
+    unknown = next((name for name in options if name not in known.__annotations__), None)
+    if unknown is not None:
+        arguments = ["every", "until", "fraction", *known.__annotations__]
+        raise EngineError(
+            f"There is no option {unknown!r}. Besides its own arguments this method takes "
+            f"{listed(known.__annotations__, 10)}.{near_matches(unknown, arguments)}"
+        )
     others = {name: value for name, value in options.items() if name in Options.__annotations__}
     changes = {name: value for name, value in options.items() if name not in others}
-    chosen = dataclasses.replace(rule, **changes) if changes else rule  # pyright: ignore
+    chosen = dataclasses.replace(rule, **changes) if rule is not None and changes else rule  # pyright: ignore
     return Engine(model, optimizer, chosen, **others)  # pyright: ignore

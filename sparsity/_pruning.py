@@ -16,7 +16,7 @@ from sparsity._engine import Engine
 from sparsity._errors import AllocationError, EngineError, MaskError, described, listed
 from sparsity._layer import Layer, Score
 from sparsity._masks import Masks, masks_of
-from sparsity._methods import Options
+from sparsity._methods import Options, engine_of
 from sparsity._pointwise import checked
 from sparsity._rewire import Amount, Scope, over_layers, per_layer
 from sparsity._rule import Rule, Target
@@ -171,7 +171,7 @@ def gradual(
     masks = masks_of(model)
     first.update((layer.path, layer.nonzeros) for layer in masks.layers)
     final.update(_final(masks, sparsity, allocation) if masks else {})
-    return Engine(model, optimizer, rule, **options)
+    return engine_of(model, optimizer, rule, options)
 
 
 def cubic(first: Mapping[str, int], final: Mapping[str, int], begin: int, until: int) -> Target:
@@ -273,9 +273,9 @@ def _layers(masks: Masks, seed: int, loss: Callable[[], Tensor] | None) -> list[
 
 @torch.no_grad()
 def _dropped(layers: list[Layer], final: Mapping[str, int], score: Score, scope: Scope) -> list[Tensor]:
-    active, _, finite = survey(layers, {})
-    if not finite:
-        raise MaskError("A weight or gradient is not finite, so that the smallest can't be told.")
+    active, _, infinite = survey(layers, {})
+    if infinite:
+        raise MaskError(f"A weight or gradient is not finite in {listed(infinite)}, so the smallest can't be told.")
     amounts = [Amount(0, final[layer.path] - active[layer.path]) for layer in layers]
     changes = scope(layers, amounts, score, score, False)
     dropped, wanted = sum(count(layers, changes)[0].values()), -sum(amount.change for amount in amounts)

@@ -14,15 +14,17 @@ from sparsity._layer import Layer
 from sparsity._sharded import group_of, host, local
 
 
-def survey(layers: Sequence[Layer], ripe: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, int], bool]:
-    """Count, by path, the active weights and those that are ripe, and tell whether all values are finite."""
-    tensors = [t for layer in layers for t in (layer.weight, layer.gradient, layer.masked_gradient) if t is not None]
+def survey(layers: Sequence[Layer], ripe: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, int], list[str]]:
+    """Count, by path, the active weights and those that are ripe, and tell in which layers a value is not finite."""
+    shown = [(layer.path, t) for layer in layers for t in (layer.weight, layer.gradient, layer.masked_gradient)]
+    sources, tensors = [path for path, t in shown if t is not None], [t for _, t in shown if t is not None]
     counted = [*(layer.mask for layer in layers), *ripe.values()]
     numbers = [*(count_true(local(each)) for each in counted), *(is_infinite(local(each)) for each in tensors)]
     known = host(numbers, [group_of(each) for each in (*counted, *tensors)])
     paths = [layer.path for layer in layers]
     active, due = dict(zip(paths, known, strict=False)), dict(zip(ripe, known[len(paths) :], strict=False))
-    return active, due, not any(known[len(counted) :])
+    infinite = [path for path, wrong in zip(sources, known[len(counted) :], strict=True) if wrong]
+    return active, due, list(dict.fromkeys(infinite))
 
 
 def count(layers: Sequence[Layer], changes: Sequence[Tensor]) -> tuple[dict[str, int], dict[str, int]]:

@@ -12,9 +12,9 @@ from typing_extensions import Unpack
 
 from sparsity import _drop, _grow
 from sparsity._engine import Engine
-from sparsity._errors import EngineError, listed, near_matches
+from sparsity._errors import EngineError, described, listed, near_matches
 from sparsity._layer import Score
-from sparsity._methods import Options
+from sparsity._methods import Options, engine_of
 from sparsity._rule import Rule
 from sparsity._schedule import cosine
 
@@ -90,7 +90,9 @@ def trails(
         if preset not in PRESETS:
             raise EngineError(f"Unknown preset {preset!r}; known are {listed(PRESETS)}.{near_matches(preset, PRESETS)}")
         preset = PRESETS[preset]
+    if not isinstance(preset, Preset):
+        raise EngineError(f"preset is one of {listed(PRESETS)} or a sparsity.Preset, got {described(preset)}.")
     fraction = cosine(preset.fraction, steps, preset.floor)
     interval = preset.every if every is None else every
     rule = Rule(interval, steps, fraction, preset.drop, preset.grow, dense=preset.dense)
-    return Engine(model, optimizer, rule, **options)
+    return engine_of(model, optimizer, rule, options)

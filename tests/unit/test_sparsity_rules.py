@@ -368,6 +368,22 @@ def test_functions_that_do_what_they_must_not(parts: Any, message: str) -> None:
         two_steps()
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (sparsity.rigl, {"evry": 10}, "There is no option 'evry'.*'initial'. Did you mean 'every'"),
+        (sparsity.set_, {"regrow": True}, "There is no option 'regrow'.*takes .*'drop', 'grow', 'scope', 'initial'"),
+        (sparsity.static, {"every": 2}, "There is no option 'every'.*takes 'seed', 'callback', 'group'"),
+        (sparsity.trails, {"steps": 100_000, "drop": drop.magnitude}, "There is no option 'drop'"),
+        (sparsity.trails, {"steps": 100, "preset": {"every": 10}}, "or a sparsity.Preset, got one of type dict"),
+    ],
+)
+def test_options_that_a_method_does_not_have(method: Any, options: Any, message: str) -> None:
+    net, _ = layer_by_hand()
+    with pytest.raises(EngineError, match=message):
+        method(net, torch.optim.SGD(net.parameters(), lr=0.1), **options)
+
+
 def test_memory_of_any_shape_is_resumed() -> None:
     def count(one: Layer) -> None:
         one.memory["rows"] = one.memory.get("rows", torch.zeros(2)) + one.mask.sum(1)
