@@ -59,7 +59,8 @@ def innermost(optimizer: Any) -> Optimizer:
         found = (getattr(optimizer, name, None) for name in _INSIDE)
         inside = next((each for each in found if isinstance(each, Optimizer) and each is not optimizer), None)
         if inside is None and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            inside = getattr(optimizer, "optim", None)  # of PostLocalSGDOptimizer, which is no optimizer by itself
+            held = getattr(optimizer, "optim", None)  # of PostLocalSGDOptimizer, which runs no hooks of its own
+            inside = held if isinstance(held, Optimizer) else None
     if not isinstance(optimizer, Optimizer):
         hint = (
             " With several optimizers make an engine for each, on the part of the model that it trains."

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sparsity._engine import Engine
-from sparsity._errors import EngineError
-from sparsity._schedule import is_due
+from sparsity._schedule import check_steps, is_due
 
 DenseSteps = Callable[[int], bool]
 
@@ -34,9 +33,10 @@ def updates(every: int = 100, until: int | None = None, begin: int = 0) -> Dense
         >>> [step for step in range(100) if updates(every=20, until=80)(step)]
         [20, 40, 60]
     """
-    for name, value, least in (("every", every, 1), ("until", until, 1), ("begin", begin, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise EngineError(f"{name} is a number of optimizer steps of at least {least}, got {value!r}.")
+    check_steps("every", every, 1)
+    check_steps("begin", begin, 0)
+    if until is not None:
+        check_steps("until", until, 1)
     return lambda step: is_due(step, every, until, begin)
 
 

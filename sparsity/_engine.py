@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from sparsity import _engine_state
 from sparsity._attachment import check, check_held, claim, innermost, release
-from sparsity._bits import count as count_true
 from sparsity._bits import fill
 from sparsity._closure import closure_in, with_closure
 from sparsity._collection import Collection, has_gradient
@@ -30,7 +29,7 @@ from sparsity._report import Rewiring
 from sparsity._rewire import check_amounts, check_changes, limited, over_layers
 from sparsity._rule import Rule
 from sparsity._seed import seeded
-from sparsity._sharded import aligned, group_of, host, is_sharded, local
+from sparsity._sharded import is_sharded, local
 from sparsity._sharding import shard_masks
 from sparsity._shown import shown
 from sparsity._steps import StepCount, left_out, unscaled
@@ -203,10 +202,7 @@ class Engine:
         self.skipped, self._missed, self._seed = int(state["skipped"]), bool(state["missed"]), int(state["seed"])
         if self.rule is not None:
             self.rule.start.update(state["start"])
-        self._memory = {
-            path: {name: _placed(value.clone(), self.masks[path]) for name, value in kept.items()}
-            for path, kept in state["memory"].items()
-        }
+        self._memory = _engine_state.placed(state["memory"], self.masks)
         self._collect_if_due()
         self._collection.restore(state["collected"])
 
@@ -329,7 +325,7 @@ class Engine:
             for layer in layers
         ]
         if idle and rule.target is not None and rule.scope is over_layers:
-            amounts = limited(amounts, self._change_of(rule, step, sorted(idle)))
+            amounts = limited(amounts, self._change_of(rule, step, idle))
         drop = (lambda layer: ~ripe[layer.path]) if ripe else rule.drop
         with shown(layers):
             changes = rule.scope(layers, amounts, drop, rule.grow, rule.regrow)
@@ -353,12 +349,9 @@ class Engine:
 
     def _change_of(self, rule: Rule, step: int, paths: Iterable[str]) -> int:
         """By how much the number of active weights of these layers would change to meet their targets."""
-        masks = {path: self.masks[path] for path in paths}
-        numbers = host(
-            [count_true(local(mask)) for mask in masks.values()], [group_of(each) for each in masks.values()]
-        )
-        amounts = [rule.amount(step, p, number, masks[p].numel(), 0) for p, number in zip(masks, numbers, strict=True)]
-        return sum(amount.change for amount in amounts)
+        layers = {layer.path: layer for layer in self.masks.layers}
+        known = ((path, layers[path].nonzeros, layers[path].total) for path in paths)
+        return sum(rule.amount(step, path, active, total, 0).change for path, active, total in known)
 
     def _apply(self, optimizer: Optimizer, layer: Layer, changed: Tensor, start: Tensor | None) -> None:
         self._clear(optimizer, layer.path, local(changed))
@@ -376,10 +369,6 @@ class Engine:
                 fill(local(tensor), places.to(tensor.device))
         clear(optimizer, parameter, places)
         self._warned = self._warned or warn_of_unclear(path, parameter, state, type(optimizer).__name__)
-
-
-def _placed(kept: Tensor, mask: Tensor) -> Tensor:
-    return aligned(kept, mask) if kept.shape == mask.shape else kept
 
 
 def _several(callback: Callbacks) -> tuple[Callback, ...]:

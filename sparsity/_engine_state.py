@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsity._errors import EngineError, listed
 from sparsity._masks import MaskedWeight
+from sparsity._sharded import aligned
 
 Memory = Mapping[str, Mapping[str, Tensor]]
 FIELDS = ("step", "skipped", "missed", "seed", "memory", "collected", "masks", "start", "tensors")
@@ -29,6 +30,15 @@ def complete(
             if name not in kept:
                 kept[name] = torch.zeros_like(weight.parameter, dtype=dtype, requires_grad=False)
     return copied
+
+
+def placed(memory: Memory, masks: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return a copy of ``memory`` with what has the shape of a mask placed like it."""
+
+    def one(value: Tensor, mask: Tensor) -> Tensor:
+        return aligned(value.clone(), mask) if value.shape == mask.shape else value.clone()
+
+    return {path: {name: one(value, masks[path]) for name, value in kept.items()} for path, kept in memory.items()}
 
 
 def names(memory: Memory, collected: Mapping[str, Tensor]) -> list[str]:
@@ -57,10 +67,11 @@ def check(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
             f"{own.get(path)} here (None: no such mask). Load it into an engine on the model it was saved with."
         )
     present = list(_tensors(state["memory"], state["collected"]))
-    collected = state["collected"]
     for _, path, value in present:
-        # What a rule keeps may have any shape.
-        if path not in masks or (value is collected.get(path) and value.shape != masks[path].shape):
+        if path not in masks:
+            raise EngineError(f"The state is of an engine with other masks: no {path!r} of {tuple(value.shape)}.")
+    for path, value in state["collected"].items():  # what a rule keeps may have any shape
+        if value.shape != masks[path].shape:
             raise EngineError(f"The state is of an engine with other masks: no {path!r} of {tuple(value.shape)}.")
     lost = set(state["tensors"]) - {name for name, _, _ in present}
     if lost:

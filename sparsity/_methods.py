@@ -228,7 +228,7 @@ def engine_of(
             f"There is no option {unknown!r}. Besides its own arguments this method takes "
             f"{listed(known.__annotations__, 10)}.{near_matches(unknown, arguments)}"
         )
-    others = {name: value for name, value in options.items() if name in Options.__annotations__}
-    changes = {name: value for name, value in options.items() if name not in others}
-    chosen = dataclasses.replace(rule, **changes) if rule is not None and changes else rule  # pyright: ignore
-    return Engine(model, optimizer, chosen, **others)  # pyright: ignore
+    others: dict[str, Any] = {name: value for name, value in options.items() if name in Options.__annotations__}
+    changes: dict[str, Any] = {name: value for name, value in options.items() if name not in others}
+    chosen = dataclasses.replace(rule, **changes) if rule is not None and changes else rule
+    return Engine(model, optimizer, chosen, **others)

@@ -20,7 +20,7 @@ from sparsity._methods import Options, engine_of
 from sparsity._pointwise import checked
 from sparsity._rewire import Amount, Scope, over_layers, per_layer
 from sparsity._rule import Rule, Target
-from sparsity._schedule import constant
+from sparsity._schedule import check_steps, constant
 from sparsity._seed import seeded
 from sparsity._select import Candidate
 from sparsity._selectors import Selectors
@@ -154,10 +154,9 @@ def gradual(
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> engine = sparsity.gradual(net, optimizer, 0.8, begin=1_000, until=50_000)
     """
-    for name, value in (("begin", begin), ("until", until)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise EngineError(f"{name} is a number of optimizer steps, got {value!r}.")
-    if until <= begin or (isinstance(every, int) and every > 0 and (until - begin) % every):
+    for name, value, least in (("begin", begin, 0), ("until", until, 1), ("every", every, 1)):
+        check_steps(name, value, least)
+    if until <= begin or (until - begin) % every:
         raise EngineError(
             f"The steps from begin={begin} to until={until} have to be a positive multiple of every={every}, so that "
             "the last update reaches the sparsity."

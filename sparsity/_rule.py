@@ -16,7 +16,7 @@ from sparsity._initial import Initial
 from sparsity._layer import Layer, Score
 from sparsity._pointwise import checked
 from sparsity._rewire import Amount, Scope, per_layer
-from sparsity._schedule import Schedule, is_due
+from sparsity._schedule import Schedule, check_steps, is_due
 from sparsity._sharded import aligned
 
 Target = Callable[[int, str], int]
@@ -91,11 +91,10 @@ class Rule:
         kinds = self.memory.values() if isinstance(self.memory, Mapping) else [self.memory]
         if not all(kind is None or isinstance(kind, torch.dtype) for kind in kinds):
             raise EngineError(f"memory tells the dtype, or None, of each name, got {described(self.memory)}.")
-        for name, value in (("every", self.every), ("until", self.until)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
-                raise EngineError(f"{name} is a positive number of optimizer steps, got {value!r}.")
-        if isinstance(self.begin, bool) or not isinstance(self.begin, int) or self.begin < 0:
-            raise EngineError(f"begin is a number of optimizer steps, got {self.begin!r}.")
+        check_steps("every", self.every, 1)
+        check_steps("begin", self.begin, 0)
+        if self.until is not None:
+            check_steps("until", self.until, 1)
         first = self.begin or self.every
         if self.until is not None and self.until <= first:
             raise EngineError(

@@ -38,6 +38,16 @@ def is_due(step: int, every: int, until: int | None = None, begin: int = 0) -> b
     return step > 0 and step >= begin and (step - begin) % every == 0 and (until is None or step < until)
 
 
+def check_steps(name: str, value: object, least: int) -> None:
+    """Check that ``value`` is a number of optimizer steps.
+
+    Raises:
+        EngineError: It is not an int of at least ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise EngineError(f"{name} is a number of optimizer steps of at least {least}, got {value!r}.")
+
+
 def schedule(fraction: float | Schedule, until: int | None) -> Schedule:
     """Return ``fraction`` as a schedule: itself if callable, else cosine to ``until``, or constant without an end.
 

@@ -103,7 +103,7 @@ def masked(
     """Do as `sparsify`, with the masks that ``draw`` returns; its warnings point to the caller's caller."""
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise MaskError(f"sparsify takes an nn.Module that is not scripted, got {type(model).__name__}.")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         raise MaskError(
             "sparsify comes before DistributedDataParallel, which waits for gradients of the weights as they are when "
             "it wraps them: mask the model, then wrap it."
@@ -173,7 +173,8 @@ def _warn_of_computed(selection: Selection) -> None:
 def fold(model: nn.Module) -> nn.Module:
     """Take the masks off ``model``, in place: plain weights with exact zeros, under their original names.
 
-    Parameter objects stay the same. Fold a deep copy to export a model that goes on training.
+    Parameter objects stay the same. Fold a deep copy to export a model that goes on training. A wrapper such as
+    DistributedDataParallel can't run afterwards, as the masks that it knows are gone: use the module inside.
 
     Returns:
         The same model.

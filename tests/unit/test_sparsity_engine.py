@@ -594,11 +594,11 @@ def test_a_deep_copy_has_no_engine():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every": 0}, "every is a positive number"),
-        ({"every": -1}, "every is a positive number"),
-        ({"every": 1.5}, "every is a positive number"),
-        ({"every": True}, "every is a positive number"),
-        ({"until": 0}, "until is a positive number"),
+        ({"every": 0}, "every is a number of optimizer steps of at least 1"),
+        ({"every": -1}, "every is a number of optimizer steps of at least 1"),
+        ({"every": 1.5}, "every is a number of optimizer steps of at least 1"),
+        ({"every": True}, "every is a number of optimizer steps of at least 1"),
+        ({"until": 0}, "until is a number of optimizer steps of at least 1"),
         ({"every": 100, "until": 50}, "there would be none"),
         ({"every": 100, "until": 100}, "there would be none"),
         ({"fraction": 0}, r"in \(0, 1\]"),

@@ -199,7 +199,7 @@ def test_gradual_that_cannot_be() -> None:
     for begin, until in ((0, 10), (9, 9), (9, 6)):
         with pytest.raises(EngineError, match=r"a positive multiple of every=3|so there would be none"):
             sparsity.gradual(net, optimizer, 0.8, begin=begin, until=until, every=3)
-    with pytest.raises(EngineError, match="every is a positive number"):
+    with pytest.raises(EngineError, match="every is a number of optimizer steps of at least 1"):
         sparsity.gradual(net, optimizer, 0.8, begin=0, until=9, every=0)
     with pytest.raises(AllocationError, match="Pruning only takes weights away"):
         sparsity.gradual(net, optimizer, 0.2, begin=0, until=9, every=3)
@@ -267,9 +267,9 @@ def test_gradual_resumes_on_its_curve(allocation: str | None) -> None:
     ("options", "message"),
     [
         ({"begin": 100, "until": 10}, r"from begin=100 to until=10 have to be"),
-        ({"begin": 0.0, "until": 100}, r"begin is a number of optimizer steps, got 0.0"),
-        ({"begin": 0, "until": None}, r"until is a number of optimizer steps, got None"),
-        ({"begin": 0, "until": 100, "every": 0}, r"every is a positive number of optimizer steps, got 0"),
+        ({"begin": 0.0, "until": 100}, r"begin is a number of optimizer steps of at least 0, got 0.0"),
+        ({"begin": 0, "until": None}, r"until is a number of optimizer steps of at least 1, got None"),
+        ({"begin": 0, "until": 100, "every": 0}, r"every is a number of optimizer steps of at least 1, got 0"),
     ],
 )
 def test_gradual_in_steps_that_are_none(options: Any, message: str) -> None:

@@ -416,7 +416,7 @@ def test_targets_over_layers_where_one_has_no_gradient() -> None:
     for number in range(6):
         optimizer.zero_grad()
         used = [net[2], net[1]] if number == 4 else net
-        sum(each(torch.ones(20)).sum() for each in used).backward()  # pyright: ignore
+        torch.stack([each(torch.ones(20)) for each in used]).sum().backward()
         if number == 4:
             with pytest.warns(sparsity.NoEffectWarning, match="keep their masks: '0.weight'"):
                 optimizer.step()
