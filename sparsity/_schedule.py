@@ -29,7 +29,7 @@ def cosine(fraction: float, until: int, floor: float = 0.0) -> Schedule:
         EngineError: ``until`` is not a positive number of steps.
     """
     if isinstance(until, bool) or not isinstance(until, numbers.Real) or until <= 0:
-        raise EngineError(f"until is a positive number of optimizer steps, got {until!r}.")
+        raise EngineError(f"until is a number of optimizer steps of at least 1, got {until!r}.")
     return lambda step: floor + (fraction - floor) / 2 * (1 + math.cos(math.pi * min(step / until, 1)))
 
 

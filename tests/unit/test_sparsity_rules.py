@@ -76,7 +76,7 @@ def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(EngineError, match=r"decay is in \[0, 1\)"):
         grow.Smoothed("0.9")  # pyright: ignore
     for wrong in (0, -3, "10"):
-        with pytest.raises(EngineError, match="until is a positive number of optimizer steps"):
+        with pytest.raises(EngineError, match="until is a number of optimizer steps of at least 1"):
             sparsity.cosine(0.3, wrong)  # pyright: ignore
 
 
